@@ -1,0 +1,1 @@
+"""Images in, SigLIP embeddings out, over the KServe v2 protocol."""

@@ -1,0 +1,44 @@
+"""`python -m service`: settings -> logging -> server."""
+
+import logging
+import signal
+import sys
+
+from service.errors import ServiceFailure, StartupFault
+from service.settings import Settings, load_settings
+
+
+def main() -> int:
+    """Run the service; the exit code is 0 after a signal, 1 for a failure, 2 for a wrong setting."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
+    try:
+        settings = load_settings(sys.argv[1:])
+    except StartupFault as fault:
+        return _complain(fault, 2)
+    _configure_logging(settings)
+    # Only now: torch and transformers take seconds to import, and neither --help nor a wrong setting needs them.
+    from service.server import serve
+
+    try:
+        serve(settings)
+    except (StartupFault, ServiceFailure) as fault:
+        return _complain(fault, 1)
+    return 0
+
+
+def _complain(fault: Exception, exit_code: int) -> int:
+    print(f"error: {fault}", file=sys.stderr)
+    return exit_code
+
+
+def _configure_logging(settings: Settings) -> None:
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.captureWarnings(True)
+    if settings.log_level != "debug":
+        for chatty in ("pytriton", "sh", "transformers", "huggingface_hub", "httpx", "httpcore"):
+            logging.getLogger(chatty).setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""Bytes or base64 -> one RGB image, within limits.
+
+Comes in: one row as the client sent it. Goes out: a `PIL.Image` of mode RGB at the image's full size, or a typed
+fault. It must not know of batches, models or the protocol.
+"""
+
+import base64
+import binascii
+import io
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from service.errors import CorruptImage, EmptyInput, InvalidBase64, TooManyBytes, TooManyPixels, UnsupportedFormat
+
+# The only Pillow decoders that a client's bytes may reach. Pillow's JPEG plug-in also reads MPO, the multi-picture
+# JPEG of phones.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+
+_TRANSPOSE_BY_ORIENTATION = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+# 32-bit integers and floats: nothing in the file says which value is white, so any guess would be silently wrong.
+_UNSCALED_MODES = ("I", "F")
+_LOOKS_LIKE_BASE64 = re.compile(rb"[A-Za-z0-9+/\-_]{16}|data:")
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Decodes one row at a time; safe to share between threads.
+
+    Attributes:
+        max_bytes: the largest encoded image, in bytes (of the image, not of its base64 text).
+        max_pixels: the largest image, width times height, decided from the header before any decoding.
+        exif_orientation: turn the image as its EXIF orientation says.
+        background: the RGB colour that transparency is composited on, or None to drop the alpha channel as
+            `Image.convert("RGB")` does.
+    """
+
+    max_bytes: int
+    max_pixels: int
+    exif_orientation: bool = True
+    background: tuple[int, int, int] | None = (255, 255, 255)
+
+    def __post_init__(self) -> None:
+        Image.init()  # registers Pillow's plug-ins now, before threads could do so at the same time
+
+    def decode(self, row: bytes, base64_encoded: bool) -> Image.Image:
+        """One row -> an RGB image.
+
+        Raises:
+            EmptyInput, InvalidBase64, TooManyBytes, UnsupportedFormat, TooManyPixels, CorruptImage.
+        """
+        data = self._image_bytes(row, base64_encoded)
+        image = _open(data, self.max_pixels)
+        self._check_header(image)
+        try:
+            return self._to_rgb(image)
+        # Pillow's decoders raise nearly every built-in exception on damaged data.
+        except Exception as error:
+            raise CorruptImage(f"the {image.format} data is truncated or corrupt ({_one_line(error)})") from error
+
+    def _image_bytes(self, row: bytes, base64_encoded: bool) -> bytes:
+        if not row:
+            raise EmptyInput("the row has no bytes; send one encoded image a row")
+        size = len(row) // 4 * 3 - row[-2:].count(b"=") if base64_encoded else len(row)
+        if size > self.max_bytes:
+            raise TooManyBytes(f"the image has {size} bytes, the limit is {self.max_bytes}")
+        return _decode_base64(row) if base64_encoded else row
+
+    def _check_header(self, image: Image.Image) -> None:
+        if image.width * image.height > self.max_pixels:
+            raise _too_many_pixels(f"{image.width}x{image.height}", self.max_pixels)
+        if image.mode in _UNSCALED_MODES:
+            raise UnsupportedFormat(f"{image.format} of 32 bits a sample is not read; send 8 or 16 bits")
+
+    def _to_rgb(self, image: Image.Image) -> Image.Image:
+        image.load()
+        if self.exif_orientation:
+            image = _upright(image)
+        if image.mode in _SIXTEEN_BIT_MODES:
+            return _high_byte(image).convert("RGB")
+        if self.background is not None and image.has_transparency_data:
+            return _composite(image, self.background)
+        return image.convert("RGB")
+
+
+def _decode_base64(text: bytes) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise InvalidBase64(f"{_base64_problem(text)}; send the image's base64 text and nothing else") from error
+
+
+def _base64_problem(text: bytes) -> str:
+    if text.startswith(b"data:"):
+        return "the row starts with a data: URI prefix"
+    if re.search(rb"\s", text):
+        return "the row holds line breaks or spaces"
+    if re.search(rb"[^A-Za-z0-9+/=]", text):
+        return "the row holds bytes outside the base64 alphabet"
+    return "the row's base64 padding is wrong"
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise _too_many_pixels("the header", max_pixels) from error
+    except Exception as error:
+        # A known signature in front of a header that cannot be read is damage, not an unknown format.
+        if _has_known_signature(data):
+            raise CorruptImage("the image is truncated or corrupt in its header") from error
+        hint = ""
+        if _LOOKS_LIKE_BASE64.match(data):
+            hint = "; if it is base64 text, set the request parameter base64_encoded to true"
+        raise UnsupportedFormat(f"the row is none of {', '.join(FORMATS)}{hint}") from error
+
+
+def _has_known_signature(data: bytes) -> bool:
+    accepts = (Image.OPEN[name][1] for name in FORMATS if name in Image.OPEN)
+    return any(accept is not None and accept(data[:16]) is True for accept in accepts)
+
+
+def _too_many_pixels(found: str, max_pixels: int) -> TooManyPixels:
+    return TooManyPixels(f"{found} is over the limit of {max_pixels} pixels; send a smaller image")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    # Broken metadata around sound pixels is no reason to refuse them.
+    except Exception:
+        return image
+    transpose = _TRANSPOSE_BY_ORIENTATION.get(orientation) if isinstance(orientation, int) else None
+    return image if transpose is None else image.transpose(transpose)
+
+
+def _high_byte(image: Image.Image) -> Image.Image:
+    """16-bit gray -> 8-bit gray, as Pillow itself reads 16-bit colour; its own conversion clips to white instead."""
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+
+
+def _composite(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    canvas = Image.new("RGBA", image.size, (*background, 255))
+    canvas.alpha_composite(image.convert("RGBA"))
+    return canvas.convert("RGB")
+
+
+def _one_line(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]

@@ -1,0 +1,174 @@
+"""The KServe tensor contract: requests -> rows -> responses.
+
+Comes in: the requests of one dynamic batch, as PyTriton hands them over. Goes out: one response a request, an EMBEDDING
+or a fault. The two inference callables live here; it alone knows which fault is which status of the protocol.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from service.errors import ClientFault, Fault, InternalFault, InvalidParameter, InvalidTensor, UnknownModel
+from service.pipeline import Embedding, Pipeline, Row
+from service.pytriton_compat.fault_wire import fault_response
+
+logger = logging.getLogger(__name__)
+
+Response = dict[str, npt.NDArray[Any]]
+PixelValues = npt.NDArray[np.float32]
+R = TypeVar("R", Row, PixelValues)
+
+
+class Request(Protocol):
+    """What is used of `pytriton.proxy.types.Request`."""
+
+    data: dict[str, npt.NDArray[Any]]
+    parameters: dict[str, str | int | bool] | None
+
+
+class PixelValuesEncoder(Protocol):
+    """What the `PIXEL_VALUES` model asks of `encoder.Encoder`."""
+
+    image_size: int
+
+    def encode_pixel_values(self, pixel_values: PixelValues) -> Embedding:
+        """float32 pixel values `[N, 3, S, S]` -> float32 embeddings `[N, D]`."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The parameters of one request; the instance that an endpoint holds has the defaults.
+
+    Attributes:
+        base64_encoded: every row of the request is base64 text.
+        normalize: divide each embedding by its L2 norm.
+        embed_model: the name of the model that computes the embeddings.
+    """
+
+    base64_encoded: bool
+    normalize: bool
+    embed_model: str
+
+    def of(self, request: Request) -> "Parameters":
+        """What the request asks for, these defaults where it says nothing.
+
+        Raises:
+            InvalidParameter: an unknown name, or a value of another type.
+            UnknownModel: `embed_model` is not served here.
+        """
+        merged: dict[str, Any] = {**vars(self), **(request.parameters or {})}
+        for name, value in merged.items():
+            if name not in vars(self):
+                raise InvalidParameter(f"there is no parameter {name!r}; known are {', '.join(vars(self))}")
+            expected = type(vars(self)[name])
+            if type(value) is not expected:
+                raise InvalidParameter(f"{name} must be of type {expected.__name__}, not {value!r}")
+        if merged["embed_model"] != self.embed_model:
+            raise UnknownModel(f"there is no model {merged['embed_model']!r}; served: {self.embed_model}")
+        return Parameters(**merged)
+
+
+@dataclass(frozen=True)
+class _Readable(Generic[R]):
+    """The rows of one request that keeps the contract, and whether their embeddings are to be normalised."""
+
+    rows: Sequence[R]
+    normalize: bool
+
+
+class EmbedImage:
+    """The inference callable of `embed_image`: INPUT_IMAGE BYTES `[-1, 1]` -> EMBEDDING FP32 `[-1, D]`."""
+
+    def __init__(self, pipeline: Pipeline, defaults: Parameters) -> None:
+        self._pipeline = pipeline
+        self._defaults = defaults
+
+    def __call__(self, requests: Sequence[Request]) -> list[Response]:
+        """One response a request, in their order. Never raises."""
+        return _answer(requests, self._read, self._pipeline.embed)
+
+    def _read(self, request: Request) -> _Readable[Row]:
+        parameters = self._defaults.of(request)
+        images = request.data["INPUT_IMAGE"]
+        # Triton multiplies a shape in 32 bits, so that one which overflows passes its check and gets here.
+        if images.ndim != 2 or images.shape[1] != 1 or not images.size:
+            raise InvalidTensor(f"INPUT_IMAGE must have the shape [rows, 1], not {list(images.shape)}")
+        return _Readable([Row(data, parameters.base64_encoded) for data in images[:, 0]], parameters.normalize)
+
+
+class EmbedPixelValues:
+    """The inference callable for prepared pixels: PIXEL_VALUES FP32 `[-1, 3, S, S]` -> EMBEDDING FP32 `[-1, D]`."""
+
+    def __init__(self, encoder: PixelValuesEncoder, defaults: Parameters) -> None:
+        self._encoder = encoder
+        self._defaults = defaults
+
+    def __call__(self, requests: Sequence[Request]) -> list[Response]:
+        """One response a request, in their order. Never raises."""
+        return _answer(requests, self._read, lambda rows: list(self._encoder.encode_pixel_values(np.stack(rows))))
+
+    def _read(self, request: Request) -> _Readable[PixelValues]:
+        parameters = self._defaults.of(request)
+        pixel_values = request.data["PIXEL_VALUES"]
+        side = self._encoder.image_size
+        if pixel_values.ndim != 4 or pixel_values.shape[1:] != (3, side, side) or not pixel_values.size:
+            raise InvalidTensor(
+                f"PIXEL_VALUES must have the shape [rows, 3, {side}, {side}], not {list(pixel_values.shape)}"
+            )
+        return _Readable(list(pixel_values), parameters.normalize)
+
+
+def _answer(
+    requests: Sequence[Request],
+    read: Callable[[Request], _Readable[R]],
+    embed: Callable[[list[R]], Sequence[Embedding | Fault]],
+) -> list[Response]:
+    """Embed the rows of all readable requests as one batch; an unreadable request is answered with its own fault."""
+    try:
+        readings = [_attempt(read, request) for request in requests]
+        rows = [row for reading in readings if isinstance(reading, _Readable) for row in reading.rows]
+        outcomes = iter(embed(rows) if rows else ())
+        return [_response(reading, outcomes) for reading in readings]
+    except Exception:
+        # PyTriton would send the traceback to every client of the batch.
+        logger.exception("a batch of %d requests failed", len(requests))
+        return [_fault_response(InternalFault("the request could not be answered")) for _ in requests]
+
+
+def _attempt(read: Callable[[Request], _Readable[R]], request: Request) -> _Readable[R] | Fault:
+    try:
+        return read(request)
+    except Fault as fault:
+        return fault
+
+
+def _response(reading: _Readable[R] | Fault, outcomes: Iterator[Embedding | Fault]) -> Response:
+    if isinstance(reading, Fault):
+        return _fault_response(reading)
+    embeddings: list[Embedding] = []
+    faults: list[Fault] = []
+    for row, outcome in enumerate(islice(outcomes, len(reading.rows))):
+        if isinstance(outcome, Fault):
+            faults.append(outcome.in_row(row) if len(reading.rows) > 1 else outcome)
+        else:
+            embeddings.append(outcome)
+    if faults:
+        return _fault_response(faults[0])
+    return {"EMBEDDING": _normalized(np.stack(embeddings)) if reading.normalize else np.stack(embeddings)}
+
+
+def _normalized(embeddings: Embedding) -> Embedding:
+    """Rows divided by their L2 norm; float32 `[N, D]` both ways."""
+    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    normalized: Embedding = embeddings / np.maximum(norms, np.finfo(np.float32).tiny)
+    return normalized
+
+
+def _fault_response(fault: Fault) -> Response:
+    status = "INVALID_ARG" if isinstance(fault, ClientFault) else "INTERNAL"
+    return dict(fault_response(status, str(fault)))

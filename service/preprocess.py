@@ -1,0 +1,118 @@
+"""An RGB image -> uint8 pixels `[S, S, 3]`, as the checkpoint's own image processor says.
+
+Comes in: a `PIL.Image` of mode RGB. Goes out: resized uint8 pixels; rescaling and normalising are the device's work,
+and only their two constants stand here. It must not know of encoded bytes, threads or models.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from transformers import SiglipImageProcessorPil
+
+from service.errors import StartupFault
+
+_PROCESSOR_TYPES = ("SiglipImageProcessor", "SiglipImageProcessorFast", "SiglipImageProcessorPil")
+_CARRIED_OUT = {
+    "do_resize",
+    "size",
+    "resample",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+}
+# Keys that change no pixel here: names, the form of the reference's output, and sizes that only a switch brings alive.
+_WITHOUT_EFFECT = {
+    "image_processor_type", "processor_class", "do_convert_rgb", "default_to_square", "data_format",
+    "input_data_format", "return_tensors", "device", "disable_grouping", "crop_size", "pad_size",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Preprocessor:
+    """The checkpoint's image processor, split between the host (resize) and the device (rescale and normalise).
+
+    Attributes:
+        size: S, the side in pixels of the square that every image is resized to.
+        resample: Pillow's resampling filter.
+        scale, offset: per RGB channel; the model's pixel values are `pixels * scale - offset`, which is the
+            reference's `(pixels * rescale_factor - image_mean) / image_std`.
+    """
+
+    size: int
+    resample: Image.Resampling
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+
+    @classmethod
+    def from_pretrained(cls, checkpoint: str, revision: str | None = None) -> "Preprocessor":
+        """Read the image processor configuration of a hub id or folder.
+
+        Raises:
+            StartupFault: it is missing, or it asks for something that is not carried out here.
+        """
+        try:
+            config, _ = SiglipImageProcessorPil.get_image_processor_dict(checkpoint, revision=revision)
+        except (OSError, ValueError) as error:
+            raise StartupFault(f"checkpoint {checkpoint!r} has no readable preprocessor_config.json") from error
+        return cls.from_config(config)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Preprocessor":
+        """Build from the content of a `preprocessor_config.json`; what it leaves out has `transformers`' defaults.
+
+        Raises:
+            StartupFault: a key or a value that is not carried out here, by its name.
+        """
+        _refuse_unknown(config)
+
+        def value(key: str) -> Any:
+            return config[key] if config.get(key) is not None else getattr(SiglipImageProcessorPil, key)
+
+        _require(value("do_resize") is True, "do_resize", value("do_resize"))
+        rescale = value("rescale_factor") if value("do_rescale") else 1.0
+        mean, std = (value("image_mean"), value("image_std")) if value("do_normalize") else ((0.0,) * 3, (1.0,) * 3)
+        _require(len(mean) == len(std) == 3 and all(std), "image_mean and image_std", (mean, std))
+        return cls(
+            size=_square_side(value("size")),
+            resample=_resampling(value("resample")),
+            scale=_floats(rescale / s for s in std),
+            offset=_floats(m / s for m, s in zip(mean, std, strict=True)),
+        )
+
+    def resize_into(self, image: Image.Image, pixels: npt.NDArray[np.uint8]) -> None:
+        """Write the RGB `image`, resized to the square, into `pixels` (uint8 `[S, S, 3]`)."""
+        pixels[...] = np.asarray(image.resize((self.size, self.size), self.resample))
+
+
+def _refuse_unknown(config: Mapping[str, Any]) -> None:
+    processor_type = config.get("image_processor_type", _PROCESSOR_TYPES[0])
+    _require(processor_type in _PROCESSOR_TYPES, "image_processor_type", processor_type)
+    for key, value in config.items():
+        harmless = key in _CARRIED_OUT | _WITHOUT_EFFECT or key.startswith("_")
+        _require(harmless or value in (None, False), key, value)
+
+
+def _square_side(size: Any) -> int:
+    square = isinstance(size, Mapping) and set(size) == {"height", "width"} and size["height"] == size["width"]
+    _require(square, "size", size)
+    return int(size["height"])
+
+
+def _resampling(value: Any) -> Image.Resampling:
+    _require(value in list(Image.Resampling), "resample", value)
+    return Image.Resampling(value)
+
+
+def _floats(values: Iterable[float]) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+def _require(understood: bool, key: str, value: Any) -> None:
+    if not understood:
+        raise StartupFault(f"the checkpoint's image processor asks for {key} = {value!r}, which is not supported here")

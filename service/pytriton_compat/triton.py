@@ -1,0 +1,201 @@
+"""PyTriton's server with faults for single requests, a start that fails fast and an end that drops nothing."""
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+from pytriton.client.utils import create_client_from_url
+from pytriton.triton import Triton, TritonConfig, TritonLifecyclePolicy, TritonSecurityConfig
+from pytriton.utils.distribution import get_stub_path
+from tritonclient.utils import InferenceServerException
+
+from service.errors import ServiceFailure, StartupFault
+from service.pytriton_compat.libpython import link_libpython
+
+logger = logging.getLogger(__name__)
+triton_logger = logging.getLogger("tritonserver")
+
+_HERE = Path(__file__).parent
+# The shim replaces functions of exactly this file, PyTriton 0.7.0's proxy/model.py.
+_PROXY_MODEL_SHA256 = "3dabda371ed5a0102c73179ec2e877c7818df636035d981786d69c44ffc046f6"
+_START_SECONDS = 300.0
+_DRAIN_SECONDS = 120.0
+_POLL_SECONDS = 0.05
+_LOG_LEVELS = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR}
+
+
+class SupervisedTriton(Triton):  # type: ignore[misc]
+    """A `Triton` whose models are loaded before its ports open, and whose processes are watched.
+
+    Use it in this order: `bind()` each model, `start()`, `check_alive()` from time to time, `drain()`, `stop()`.
+    """
+
+    def __init__(self, config: TritonConfig, workspace: Path, open_endpoints: set[str], verbose: bool) -> None:
+        """Prepare a server in the new folder `workspace`.
+
+        Args:
+            open_endpoints: of the endpoints that PyTriton protects by default, those that need no token.
+            verbose: log Triton's own information, too, not only its warnings and errors.
+        """
+        protected = set(TritonSecurityConfig().restricted_endpoints) - open_endpoints
+        # A local model store makes tritonserver load every model before it listens: a port that answers is a service
+        # that answers. PyTriton's default opens the ports first, and a server without models reports ready.
+        super().__init__(
+            config=config,
+            workspace=workspace,
+            triton_lifecycle_policy=TritonLifecyclePolicy(launch_triton_on_startup=True, local_model_store=True),
+            security_config=TritonSecurityConfig(restricted_endpoints=sorted(protected)),
+        )
+        self._triton_server_config["log-info"] = verbose
+        self._line = self._last_line = ""
+        self._serving = False
+        self._processes: list[psutil.Process] = []
+
+    def bind(self, model_name: str, *args: Any, **kwargs: Any) -> None:
+        """PyTriton's `bind`, with the proxy that knows of faults for single requests in front."""
+        super().bind(model_name, *args, **kwargs)
+        for folder in (self._workspace.model_store_path / model_name).iterdir():
+            if folder.is_dir():
+                _install_shim(folder)
+
+    def start(self, interrupted: threading.Event) -> bool:
+        """Start tritonserver, wait until every model answers, and take note of its processes.
+
+        Returns whether it is ready, False as soon as `interrupted` is set.
+
+        Raises:
+            StartupFault: tritonserver ended, or was not ready in time.
+        """
+        self._offer_libpython()
+        self._run_server()
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._is_ready():
+            self._check_start(deadline)
+            if interrupted.wait(_POLL_SECONDS):
+                return False
+        self._connect(deadline)
+        server = psutil.Process(self._triton_server._tritonserver_running_cmd.pid)
+        self._processes = [server, *server.children(recursive=True)]
+        self._serving = True
+        return True
+
+    def check_alive(self) -> None:
+        """Look at every process of the server: Triton and PyTriton restart none of them, and report ready all the same.
+
+        Raises:
+            ServiceFailure: one of them has died.
+        """
+        for process in self._processes:
+            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+                raise ServiceFailure(f"process {process.pid} of tritonserver has died, no request can be answered")
+
+    def drain(self) -> None:
+        """Refuse new requests, then wait until everything accepted is answered.
+
+        Raises:
+            ServiceFailure: tritonserver is gone, or requests were still in flight after the time allowed.
+        """
+        self._serving = False
+        with contextlib.closing(create_client_from_url(self._url)) as client:
+            try:
+                self._report_not_ready(client)
+                for model in reversed(list(self._model_manager.models)):
+                    client.unload_model(model.model_name, headers=self._headers)
+            except (OSError, InferenceServerException) as error:
+                raise ServiceFailure(f"tritonserver could not be asked to finish its requests: {error}") from error
+        # Triton ends a model's stubs, its only children, when the last of its requests has been answered.
+        _, busy = psutil.wait_procs(self._processes[1:], timeout=_DRAIN_SECONDS)
+        if busy:
+            raise ServiceFailure(f"requests were still in flight after {_DRAIN_SECONDS:.0f} s and are dropped")
+
+    def stop(self) -> bool:
+        """Stop tritonserver and its processes; safe to call in any state."""
+        stopped: bool = super().stop()
+        _, alive = psutil.wait_procs(self._processes, timeout=5)
+        for process in alive:
+            process.kill()
+        return stopped
+
+    def _report_not_ready(self, client: Any) -> None:
+        """Turn `/v2/health/ready` to false for good, by a model that cannot load.
+
+        By itself Triton reports ready again as soon as its last model is unloaded, while every request gets a 404.
+        """
+        folder = self._workspace.model_store_path / "draining"
+        folder.mkdir()
+        (folder / "config.pbtxt").write_text('name: "draining" backend: "none"')
+        with contextlib.suppress(InferenceServerException):
+            client.load_model("draining", headers=self._headers)
+
+    def _initialize_server(self) -> None:
+        super()._initialize_server()
+        # In a session of its own: Ctrl-C in a terminal signals the whole process group, and tritonserver would end
+        # with requests in flight while this process still wants to drain.
+        self._triton_server._server_path = Path(f"{shutil.which('setsid')} {self._triton_server._server_path}")
+        # PyTriton's own method keeps all that Triton ever prints. Either is handed one byte at a time.
+        self._triton_server._record_logs = self._log_output
+
+    def _log_output(self, output: bytes | str) -> None:
+        self._line += output.decode("utf-8", errors="replace") if isinstance(output, bytes) else output
+        if self._line.endswith("\n"):
+            line, self._line = self._line.strip(), ""
+            if line:
+                self._last_line = line
+                # While it starts without a GPU, and while it drains, Triton prints errors that are none.
+                level = _LOG_LEVELS.get(line[0], logging.INFO) if self._serving else logging.DEBUG
+                triton_logger.log(level, "%s", line)
+
+    def _on_tritonserver_exit(self, *_: Any) -> None:
+        """Leave the end of tritonserver to `check_alive()`: PyTriton would end this process with success."""
+
+    def _offer_libpython(self) -> None:
+        folder = self._workspace.path / "libpython"
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        link_libpython(Path(get_stub_path(version)), folder)
+        inherited = os.environ.get("LD_LIBRARY_PATH")
+        os.environ["LD_LIBRARY_PATH"] = f"{folder}:{inherited}" if inherited else str(folder)
+
+    def _is_ready(self) -> bool:
+        with contextlib.closing(create_client_from_url(self._url)) as client:
+            try:
+                return bool(client.is_server_ready(headers=self._headers))
+            except (OSError, InferenceServerException):
+                return False
+
+    def _check_start(self, deadline: float) -> None:
+        if not self._triton_server.is_alive():
+            raise StartupFault(f"tritonserver ended while it started; its last line: {self._last_line[:500]}")
+        if time.monotonic() > deadline:
+            raise StartupFault(f"tritonserver was not ready after {_START_SECONDS:.0f} s")
+
+    def _connect(self, deadline: float) -> None:
+        """Connect the callables; PyTriton gives the first lane one second to answer, which a busy machine exceeds."""
+        while True:
+            try:
+                self.connect()
+                return
+            except (OSError, ValueError):
+                self._check_start(deadline)
+                time.sleep(_POLL_SECONDS)
+
+
+def _install_shim(model_folder: Path) -> None:
+    """Put `proxy_shim.py` in front of PyTriton's proxy in one version folder of the model store.
+
+    Raises:
+        StartupFault: the proxy is not the one that the shim was written for.
+    """
+    proxy = model_folder / "model.py"
+    if hashlib.sha256(proxy.read_bytes()).hexdigest() != _PROXY_MODEL_SHA256:
+        raise StartupFault("the installed PyTriton is not version 0.7.0; install nvidia-pytriton==0.7.0")
+    proxy.rename(model_folder / "proxy_model.py")
+    shutil.copy(_HERE / "proxy_shim.py", proxy)
+    shutil.copy(_HERE / "fault_wire.py", model_folder)

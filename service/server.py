@@ -1,0 +1,190 @@
+"""PyTriton around the pipeline: settings -> a running server -> a clean end.
+
+Comes in: the settings. Goes out: a service on its ports until a signal ends it. It builds every other room and must not
+look into images, tensors or requests.
+"""
+
+import contextlib
+import copy
+import logging
+import os
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
+from pytriton.triton import TritonConfig
+
+from service.decode import Decoder
+from service.encoder import Encoder, load_model, resolve_devices, resolve_dtype
+from service.endpoint import EmbedImage, EmbedPixelValues, Parameters
+from service.errors import StartupFault
+from service.pipeline import Pipeline
+from service.preprocess import Preprocessor
+from service.pytriton_compat.triton import SupervisedTriton
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_DEMO_CHECKPOINT = Path(__file__).parent / "demo" / "checkpoint"
+_WATCH_SECONDS = 1.0
+_JSON_REQUEST = (
+    '{"inputs":[{"name":"INPUT_IMAGE","shape":[1,1],"datatype":"BYTES","data":["&"]}],'
+    '"parameters":{"base64_encoded":true}}'
+)
+
+
+def serve(settings: Settings) -> None:
+    """Start, serve until SIGTERM or SIGINT, answer what is in flight, and leave nothing behind.
+
+    Raises:
+        StartupFault: the service cannot start; the message says what to change.
+        ServiceFailure: a part of the running service has died, or accepted requests could not be answered.
+    """
+    _check_ports(settings)
+    preprocessor, encoders = _load_checkpoint(settings)
+    with contextlib.ExitStack() as stack:
+        decode_threads = stack.enter_context(_decode_threads(settings.decode_threads))
+        workspace = stack.enter_context(tempfile.TemporaryDirectory(prefix="embedding-service-"))
+        shutdown = _shutdown_on_signals()
+        triton = _build_triton(settings, Path(workspace) / "triton")
+        stack.callback(triton.stop)
+        _bind_models(triton, settings, preprocessor, encoders, decode_threads)
+        if triton.start(shutdown):
+            _announce(settings, encoders)
+            while not shutdown.wait(_WATCH_SECONDS):
+                triton.check_alive()
+            logger.info("stopping: new requests are refused, accepted ones are answered")
+            triton.drain()
+    logger.info("stopped")
+
+
+def _check_ports(settings: Settings) -> None:
+    """Triton itself notices a taken port only after two minutes."""
+    for name, port in settings.ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((settings.host, port))
+            except OSError as error:
+                option = name.replace("_", "-")
+                raise StartupFault(
+                    f"cannot listen on {settings.host}:{port} ({error.strerror}); change --host or --{option}"
+                ) from error
+
+
+def _load_checkpoint(settings: Settings) -> tuple[Preprocessor, list[Encoder]]:
+    """The checkpoint's preprocessor, and one warm encoder a device."""
+    checkpoint = settings.checkpoint
+    if checkpoint == "demo":
+        checkpoint = str(_DEMO_CHECKPOINT)
+        logger.warning("serving the embedded demo checkpoint, which knows simple drawings and nothing of photographs")
+    devices = resolve_devices(settings.device)
+    model = load_model(checkpoint, settings.revision, settings.random_weights)
+    preprocessor = Preprocessor.from_pretrained(checkpoint, settings.revision)
+    encoders = [
+        Encoder(
+            copy.deepcopy(model), device, resolve_dtype(settings.dtype, device), preprocessor.scale, preprocessor.offset
+        )
+        for device in devices
+    ]
+    if encoders[0].image_size != preprocessor.size:
+        raise StartupFault(
+            f"checkpoint {checkpoint!r} contradicts itself: its model reads images of {encoders[0].image_size} pixels,"
+            f" its image processor makes {preprocessor.size}"
+        )
+    for encoder in encoders:
+        encoder.warm_up(settings.max_batch_size)
+    return preprocessor, encoders
+
+
+def _decode_threads(setting: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(setting or len(os.sched_getaffinity(0)), thread_name_prefix="decode")
+
+
+def _shutdown_on_signals() -> threading.Event:
+    """An event that SIGTERM or SIGINT sets."""
+    shutdown = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: shutdown.set())
+    return shutdown
+
+
+def _build_triton(settings: Settings, workspace: Path) -> SupervisedTriton:
+    config = TritonConfig(
+        allow_http=bool(settings.http_port),
+        allow_grpc=bool(settings.grpc_port),
+        allow_metrics=bool(settings.metrics_port),
+        http_address=settings.host,
+        grpc_address=settings.host,
+        metrics_address=settings.host,
+        http_port=settings.http_port or None,
+        grpc_port=settings.grpc_port or None,
+        metrics_port=settings.metrics_port or None,
+        # By then everything is answered; it only bounds how long idle keep-alive connections hold up the end.
+        exit_timeout_secs=1,
+    )
+    # perf_analyzer reads the statistics.
+    return SupervisedTriton(config, workspace, open_endpoints={"statistics"}, verbose=settings.log_level == "debug")
+
+
+def _bind_models(
+    triton: SupervisedTriton,
+    settings: Settings,
+    preprocessor: Preprocessor,
+    encoders: Sequence[Encoder],
+    decode_threads: ThreadPoolExecutor,
+) -> None:
+    """`embed_image` in several lanes a device, and the PIXEL_VALUES model in one."""
+    defaults = Parameters(settings.default_base64_encoded, settings.default_normalize, settings.model_alias)
+    decoder = Decoder(
+        settings.max_image_bytes, settings.max_image_pixels, settings.exif_orientation, settings.background_rgb
+    )
+    pipelines = [Pipeline(decoder, preprocessor, encoder, decode_threads) for encoder in encoders]
+    side, outputs = preprocessor.size, [Tensor(name="EMBEDDING", dtype=np.float32, shape=(encoders[0].dimension,))]
+    config = ModelConfig(
+        max_batch_size=settings.max_batch_size,
+        batcher=DynamicBatcher(max_queue_delay_microseconds=settings.max_queue_delay_us),
+    )
+    triton.bind(
+        settings.model_alias,
+        [EmbedPixelValues(encoder, defaults) for encoder in encoders],
+        [Tensor(name="PIXEL_VALUES", dtype=np.float32, shape=(3, side, side))],
+        outputs,
+        config=config,
+    )
+    triton.bind(
+        "embed_image",
+        [EmbedImage(pipeline, defaults) for pipeline in pipelines for _ in range(settings.lanes)],
+        [Tensor(name="INPUT_IMAGE", dtype=np.bytes_, shape=(1,))],
+        outputs,
+        config=config,
+    )
+
+
+def _announce(settings: Settings, encoders: Sequence[Encoder]) -> None:
+    first = encoders[0]
+    logger.info(
+        "ready: embed_image and %s serve checkpoint %s (%d pixels, %d dimensions) on %s in %s",
+        settings.model_alias,
+        settings.checkpoint,
+        first.image_size,
+        first.dimension,
+        ", ".join(str(encoder.device) for encoder in encoders),
+        str(first.dtype).removeprefix("torch."),
+    )
+    names = {"http_port": "HTTP", "grpc_port": "gRPC", "metrics_port": "metrics"}
+    for name, port in settings.ports.items():
+        logger.info("%s on %s:%d", names[name], settings.host, port)
+    if settings.http_port:
+        logger.info(
+            "try: base64 -w0 photo.jpg | sed 's/.*/%s/' | curl -s -d @- http://%s:%d/v2/models/embed_image/infer",
+            _JSON_REQUEST,
+            "127.0.0.1" if settings.host == "0.0.0.0" else settings.host,
+            settings.http_port,
+        )

@@ -1,0 +1,167 @@
+"""Every setting once: its name, type, default and meaning.
+
+Comes in: a TOML file, the environment (`SERVICE_...`) and the command line, the later winning. Goes out: one frozen
+`Settings`. It must not know what the settings do.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from PIL import ImageColor
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from service.errors import StartupFault
+
+_PREFIX = "SERVICE_"
+# Pillow refuses larger images by itself.
+_PILLOW_MAX_PIXELS = 178_956_970
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+def _background(value: str) -> str:
+    if value != "none":
+        ImageColor.getrgb(value)
+    return value
+
+
+class Settings(BaseSettings):
+    """Turn images into SigLIP embeddings, over the KServe v2 protocol.
+
+    Each setting can also stand in the TOML file (lanes = 2) and in the environment (SERVICE_LANES=2). The command line
+    wins over the environment, the environment over the file.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX,
+        frozen=True,
+        extra="forbid",
+        cli_prog_name="python -m service",
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_exit_on_error=False,
+    )
+
+    config: Path | None = Field(None, description="TOML file with settings")
+    checkpoint: str = Field("demo", description="hub id or folder of a SigLIP checkpoint; 'demo' is the embedded one")
+    revision: str | None = Field(None, description="branch, tag or commit of the checkpoint on the hub")
+    random_weights: bool = Field(
+        False, description="seeded random weights for a checkpoint that is a bare configuration; for load tests only"
+    )
+    model_alias: str = Field(
+        "siglip",
+        pattern=r"^[A-Za-z0-9._-]+$",
+        description="name of the served model: the one value of the parameter embed_model, and the PIXEL_VALUES model",
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?(,cuda:\d+)*)$",
+        description="auto, cpu, cuda, or a list such as cuda:0,cuda:1",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="what the model computes in; auto is bfloat16 where the device has units for it"
+    )
+    host: str = Field("127.0.0.1", description="address that all ports listen on; 0.0.0.0 for all interfaces")
+    http_port: Port = Field(8000, description="HTTP port; 0 switches it off")
+    grpc_port: Port = Field(8001, description="gRPC port; 0 switches it off")
+    metrics_port: Port = Field(8002, description="Prometheus metrics port; 0 switches it off")
+    max_batch_size: int = Field(60, ge=1, le=4096, description="most images in a batch, and rows in a request")
+    max_queue_delay_us: int = Field(
+        0, ge=0, le=10_000_000, description="microseconds that a request waits for others to fill its batch"
+    )
+    lanes: int = Field(2, ge=1, le=16, description="batches in the works at a time on each device")
+    decode_threads: int = Field(0, ge=0, le=1024, description="threads that decode images; 0 is one a core")
+    max_image_bytes: int = Field(32 * 2**20, ge=1, description="largest encoded image in bytes")
+    max_image_pixels: int = Field(
+        50_000_000, ge=1, le=_PILLOW_MAX_PIXELS, description="largest image in pixels, read from its header"
+    )
+    default_base64_encoded: bool = Field(False, description="value of base64_encoded for requests that do not say")
+    default_normalize: bool = Field(False, description="value of normalize for requests that do not say")
+    exif_orientation: bool = Field(True, description="turn images as their EXIF orientation says")
+    background: Annotated[str, AfterValidator(_background)] = Field(
+        "white", description="colour behind transparent images (a name or #rrggbb); none drops the alpha channel"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+
+    @property
+    def background_rgb(self) -> tuple[int, int, int] | None:
+        """The background as RGB in 0..255, None where the alpha channel is dropped."""
+        return None if self.background == "none" else ImageColor.getrgb(self.background)[:3]
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """The ports that are switched on, by the name of their setting."""
+        ports = {"http_port": self.http_port, "grpc_port": self.grpc_port, "metrics_port": self.metrics_port}
+        return {name: port for name, port in ports.items() if port}
+
+    @model_validator(mode="after")
+    def _check_ports(self) -> "Settings":
+        if not (self.http_port or self.grpc_port):
+            raise ValueError("http_port and grpc_port are both off: nobody could reach the service")
+        if len(set(self.ports.values())) < len(self.ports):
+            raise ValueError(f"two ports are the same: {self.ports}")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over what the file holds; the command line, added by pydantic, wins over both."""
+        return env_settings, init_settings
+
+
+def load_settings(arguments: Sequence[str]) -> Settings:
+    """Settings from the command line `arguments`, the environment, and the file that `config` names in one of these.
+
+    Raises:
+        StartupFault: an unknown setting, a bad value, or a file that cannot be read.
+        SystemExit: `--help` was asked for and printed.
+    """
+    _refuse_unknown_variables(os.environ)
+    try:
+        command_line: dict[str, Any] = {"_cli_parse_args": list(arguments)}
+        settings = Settings(**command_line)
+        return settings if settings.config is None else Settings(**command_line, **_read_file(settings.config))
+    except SettingsError as error:
+        raise StartupFault(str(error).removeprefix("error parsing CLI: ")) from error
+    except ValidationError as error:
+        raise StartupFault(_describe(error)) from error
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise StartupFault(f"the settings file {path} is not there")
+    try:
+        return TomlConfigSettingsSource(Settings, path)()
+    except ValueError as error:
+        raise StartupFault(f"the settings file {path} is not valid TOML: {error}") from error
+
+
+def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
+    known = {f"{_PREFIX}{name}".upper() for name in Settings.model_fields}
+    unknown = sorted(name for name in environment if name.startswith(_PREFIX) and name not in known)
+    if unknown:
+        raise StartupFault(f"there is no setting for the environment variable {unknown[0]}; see --help")
+
+
+def _describe(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"there is no setting {name!r}; see --help"
+    return f"{name}: {first['msg']}" + (f", not {first['input']!r}" if name else "") if name else first["msg"]
