@@ -33,11 +33,13 @@ def _complain(fault: Exception, exit_code: int) -> int:
 
 
 def _configure_logging(settings: Settings) -> None:
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.captureWarnings(True)
-    if settings.log_level != "debug":
-        for chatty in ("pytriton", "sh", "transformers", "huggingface_hub", "httpx", "httpcore"):
-            logging.getLogger(chatty).setLevel(logging.ERROR)
+    for ours in ("service", "tritonserver"):
+        logging.getLogger(ours).setLevel(settings.log_level.upper())
+    # These two would log the environment and the access token of tritonserver's command line.
+    for theirs in ("pytriton", "sh"):
+        logging.getLogger(theirs).setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import AutoConfig, SiglipVisionConfig, SiglipVisionModel
+from transformers.utils import logging as transformers_logging
 
 from service.errors import StartupFault
 
@@ -95,6 +96,9 @@ def load_model(checkpoint: str, revision: str | None, random_weights: bool) -> S
     Raises:
         StartupFault: the checkpoint cannot be found or read, is no SigLIP, or lacks weights.
     """
+    # It reports at length that the text tower's weights are left over, which is on purpose.
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     config = _load_vision_config(checkpoint, revision)
     if random_weights:
         logger.warning("RANDOM WEIGHTS: the embeddings of this service mean nothing; use it for load tests only")

@@ -27,6 +27,7 @@ _HERE = Path(__file__).parent
 # The shim replaces functions of exactly this file, PyTriton 0.7.0's proxy/model.py.
 _PROXY_MODEL_SHA256 = "3dabda371ed5a0102c73179ec2e877c7818df636035d981786d69c44ffc046f6"
 _START_SECONDS = 300.0
+_MAX_SOCKET_PATH = 107  # of Linux, in bytes; a longer one would show only as a start that never ends
 _DRAIN_SECONDS = 120.0
 _POLL_SECONDS = 0.05
 _LOG_LEVELS = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR}
@@ -59,8 +60,20 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         self._serving = False
         self._processes: list[psutil.Process] = []
 
+    @property
+    def url(self) -> str:
+        """Where a client of this process reaches the server: HTTP, or gRPC where HTTP is off."""
+        return str(self._url)
+
     def bind(self, model_name: str, *args: Any, **kwargs: Any) -> None:
-        """PyTriton's `bind`, with the proxy that knows of faults for single requests in front."""
+        """PyTriton's `bind`, with the proxy that knows of faults for single requests in front.
+
+        Raises:
+            StartupFault: the workspace lies too deep, or PyTriton is another version.
+        """
+        socket = self._workspace.path / f"{model_name}_0_999-server.sock"
+        if len(os.fsencode(socket)) > _MAX_SOCKET_PATH:
+            raise StartupFault(f"{socket} is too long a path for a socket; set TMPDIR to a shorter one")
         super().bind(model_name, *args, **kwargs)
         for folder in (self._workspace.model_store_path / model_name).iterdir():
             if folder.is_dir():
@@ -82,8 +95,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             if interrupted.wait(_POLL_SECONDS):
                 return False
         self._connect(deadline)
-        server = psutil.Process(self._triton_server._tritonserver_running_cmd.pid)
-        self._processes = [server, *server.children(recursive=True)]
+        self._processes = self._living_processes()
         self._serving = True
         return True
 
@@ -117,12 +129,23 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             raise ServiceFailure(f"requests were still in flight after {_DRAIN_SECONDS:.0f} s and are dropped")
 
     def stop(self) -> bool:
-        """Stop tritonserver and its processes; safe to call in any state."""
+        """Stop tritonserver, its processes and its shared memory; safe to call in any state."""
+        processes = {*self._processes, *self._living_processes()}
         stopped: bool = super().stop()
-        _, alive = psutil.wait_procs(self._processes, timeout=5)
+        _, alive = psutil.wait_procs(processes, timeout=5)
         for process in alive:
             process.kill()
+        # A stub that was killed leaves its segments behind.
+        for segment in Path("/dev/shm").glob(f"{self._python_backend_config['shm-region-prefix-name']}*"):
+            segment.unlink(missing_ok=True)
         return stopped
+
+    def _living_processes(self) -> list[psutil.Process]:
+        """tritonserver and all below it: a stub for each lane, and the process that keeps their shared memory."""
+        if not self._is_alive_impl():
+            return []
+        server = psutil.Process(self._triton_server._tritonserver_running_cmd.pid)
+        return [server, *server.children(recursive=True)]
 
     def _report_not_ready(self, client: Any) -> None:
         """Turn `/v2/health/ready` to false for good, by a model that cannot load.

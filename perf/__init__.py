@@ -1,0 +1,1 @@
+"""Load-test inputs and the tools that make them."""

@@ -1,0 +1,54 @@
+"""What the embeddings ought to be: `transformers`' own model and image processor, float32, one image at a time."""
+
+import functools
+import io
+import json
+from base64 import b64decode
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from transformers import SiglipImageProcessorPil, SiglipVisionModel
+
+REPOSITORY = Path(__file__).parents[2]
+CHECKPOINT = REPOSITORY / "service" / "demo" / "checkpoint"
+
+Embeddings = npt.NDArray[np.float32]
+
+
+@functools.cache
+def photographs() -> tuple[bytes, ...]:
+    """The JPEGs of the load test."""
+    content = json.loads((REPOSITORY / "perf" / "data" / "base64.json").read_text())
+    return tuple(b64decode(entry["INPUT_IMAGE"][0]) for entry in content["data"])
+
+
+@functools.cache
+def _model() -> SiglipVisionModel:
+    return SiglipVisionModel.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
+
+
+def pixel_values(images: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
+    """RGB images -> float32 `[N, 3, S, S]`, by the reference's image processor."""
+    processor = SiglipImageProcessorPil.from_pretrained(CHECKPOINT)
+    values: npt.NDArray[np.float32] = processor(images=list(images), return_tensors="np")["pixel_values"]
+    return values
+
+
+def embed(encoded: Sequence[bytes]) -> Embeddings:
+    """Encoded images -> float32 `[N, D]`."""
+    values = pixel_values([Image.open(io.BytesIO(image)).convert("RGB") for image in encoded])
+    with torch.inference_mode():
+        rows = [_model()(pixel_values=torch.from_numpy(value[None])).pooler_output[0].numpy() for value in values]
+    return np.stack(rows)
+
+
+def cosines(left: Embeddings, right: Embeddings) -> npt.NDArray[np.float64]:
+    """The cosine of each row of one with the same row of the other, `[N]`."""
+    assert left.shape == right.shape
+    left, right = (side / np.linalg.norm(side.astype(np.float64), axis=1, keepdims=True) for side in (left, right))
+    result: npt.NDArray[np.float64] = (left * right).sum(axis=1)
+    return result

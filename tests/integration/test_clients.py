@@ -1,0 +1,95 @@
+"""Every client style gets the reference's embeddings, in the order sent."""
+
+import io
+
+import numpy as np
+import pytest
+import requests
+import tritonclient.grpc
+from PIL import Image
+
+from tests.integration import reference
+from tests.integration.clients import (
+    EMBED_BY,
+    base64_text,
+    embed_json,
+    embed_raw,
+    post_json,
+    post_raw,
+    read_raw_answer,
+)
+from tests.integration.reference import cosines, photographs
+from tests.integration.service_process import ServiceProcess
+
+
+@pytest.mark.parametrize("style", EMBED_BY)
+def test_every_client_gets_the_reference_embeddings_in_order(running: ServiceProcess, style: str) -> None:
+    images = [*photographs(), photographs()[0]]
+    embeddings = EMBED_BY[style](running, images)
+    assert embeddings.dtype == np.float32
+    assert cosines(embeddings, reference.embed(images)).min() > 0.99999
+    assert cosines(embeddings[:1], embeddings[1:2]).max() < 0.999, "other images, other embeddings"
+
+
+def test_the_raw_answer_is_a_json_header_and_exactly_one_embedding(running: ServiceProcess) -> None:
+    response = post_raw(running, photographs()[0])
+    header_length = int(response.headers["Inference-Header-Content-Length"])
+    dimension = requests.get(f"{running.url}/v2/models/embed_image", timeout=30).json()["outputs"][0]["shape"][1]
+    assert len(response.content) - header_length == 4 * dimension
+    assert read_raw_answer(response).shape == (1, dimension)
+
+
+def test_normalize_gives_unit_norms_and_changes_nothing_else(running: ServiceProcess) -> None:
+    texts = [base64_text(image) for image in photographs()]
+    response = post_json(running, texts, {"base64_encoded": True, "normalize": True, "embed_model": "siglip"})
+    (output,) = response.json()["outputs"]
+    normalized = np.array(output["data"], np.float32).reshape(output["shape"])
+    plain = embed_raw(running, photographs())
+    np.testing.assert_allclose(np.linalg.norm(normalized, axis=1), 1.0, rtol=1e-5)
+    assert np.abs(np.linalg.norm(plain, axis=1) - 1).min() > 0.01
+    assert cosines(normalized, plain).min() > 0.99999
+
+
+def test_options_of_triton_are_no_parameters_of_ours(running: ServiceProcess) -> None:
+    options = {"priority": 1, "timeout": 30_000_000, "sequence_id": 7, "sequence_start": True, "sequence_end": True}
+    parameters = {"base64_encoded": True, "binary_data_output": False, **options}
+    assert post_json(running, [base64_text(photographs()[0])], parameters).status_code == 200
+
+
+def test_prepared_pixel_values_give_the_same_embeddings(running: ServiceProcess) -> None:
+    drawn = Image.new("RGB", (300, 200), "orange")
+    values = reference.pixel_values([drawn, drawn.rotate(45)]).astype(np.float32)
+    infer_input = tritonclient.grpc.InferInput("PIXEL_VALUES", list(values.shape), "FP32")
+    infer_input.set_data_from_numpy(values)
+    with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{running.grpc_port}") as client:
+        embeddings = client.infer("siglip", [infer_input]).as_numpy("EMBEDDING")
+    encoded = [_png(drawn), _png(drawn.rotate(45))]
+    assert cosines(embeddings, embed_json(running, encoded)).min() > 0.99999
+
+
+def test_metadata_config_statistics_health_and_metrics(running: ServiceProcess) -> None:
+    model = f"{running.url}/v2/models/embed_image"
+    metadata = requests.get(model, timeout=30).json()
+    assert metadata["versions"] == ["1"]
+    assert metadata["inputs"] == [{"name": "INPUT_IMAGE", "datatype": "BYTES", "shape": [-1, 1]}]
+    (output,) = metadata["outputs"]
+    assert (output["name"], output["datatype"], output["shape"][0]) == ("EMBEDDING", "FP32", -1)
+    config = requests.get(f"{model}/config", timeout=30).json()
+    assert config["max_batch_size"] == 60 and "dynamic_batching" in config
+    assert requests.get(f"{model}/stats", timeout=30).json()["model_stats"][0]["name"] == "embed_image"
+    for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/embed_image/ready", "/v2/models/siglip/ready"):
+        assert requests.get(running.url + path, timeout=30).status_code == 200
+    metrics = requests.get(f"http://127.0.0.1:{running.metrics_port}/metrics", timeout=30).text
+    assert 'nv_inference_request_success{model="embed_image",version="1"}' in metrics
+
+
+@pytest.mark.parametrize("path", ["repository/index", "repository/models/siglip/unload", "logging", "trace/setting"])
+def test_nobody_steers_the_server_without_its_token(running: ServiceProcess, path: str) -> None:
+    assert requests.post(f"{running.url}/v2/{path}", json={}, timeout=30).status_code == 403
+    assert running.is_ready()
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

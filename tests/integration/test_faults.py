@@ -1,0 +1,145 @@
+"""One bad image costs nobody else anything, and its sender learns what to mend."""
+
+import base64
+import io
+import struct
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import requests
+import tritonclient.grpc
+from PIL import Image
+from tritonclient.utils import InferenceServerException
+
+from tests.integration.clients import RAW_HEADERS, base64_text, post_json, post_raw, read_raw_answer
+from tests.integration.reference import cosines, photographs
+from tests.integration.service_process import ServiceProcess
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG of the announced size with next to no pixels behind it."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+HOSTILE = {
+    "empty": (b"", "empty_input"),
+    "text": (b"this is no image, it is a sentence", "unsupported_format"),
+    "pdf": (b"%PDF-1.7\n1 0 obj << /Type /Catalog >>", "unsupported_format"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10", "unsupported_format"),
+    "base64 without saying so": (base64.b64encode(photographs()[0]), "unsupported_format"),
+    "truncated": (photographs()[0][: len(photographs()[0]) // 2], "corrupt_image"),
+    "header only": (photographs()[0][:40], "corrupt_image"),
+    "too many bytes": (photographs()[0].ljust(32 * 2**20 + 1, b"\0"), "too_many_bytes"),
+    "decompression bomb": (png_header(100_000, 100_000), "too_many_pixels"),
+    "just too many pixels": (png_header(10_000, 5_001), "too_many_pixels"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_each_hostile_image_gets_its_code_over_http_and_grpc(running: ServiceProcess, name: str) -> None:
+    image, code = HOSTILE[name]
+    response = post_raw(running, image)
+    assert response.status_code == 400
+    message = response.json()["error"]
+    assert message.startswith(f"{code}: ") and "\n" not in message and "Traceback" not in message
+
+    tensor = np.array([[image]], np.object_)
+    infer_input = tritonclient.grpc.InferInput("INPUT_IMAGE", [1, 1], "BYTES")
+    infer_input.set_data_from_numpy(tensor)
+    with (
+        tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{running.grpc_port}") as client,
+        pytest.raises(InferenceServerException) as caught,
+    ):
+        client.infer("embed_image", [infer_input])
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert caught.value.message() == message
+
+
+PHOTO = base64_text(photographs()[0])
+
+
+@pytest.mark.parametrize(
+    ("rows", "parameters", "expected"),
+    [
+        ([PHOTO], {"base64_encoded": "true"}, "invalid_parameter: base64_encoded "),
+        ([PHOTO], {"base64_encoded": 1}, "invalid_parameter: base64_encoded "),
+        ([PHOTO], {"base64": True}, "invalid_parameter: there is no parameter 'base64'"),
+        ([PHOTO], {"base64_encoded": True, "normalize": "yes"}, "invalid_parameter: normalize "),
+        ([PHOTO], {"embed_model": "clip"}, "unknown_model: there is no model 'clip'; served: siglip"),
+        (["no base64!"], {"base64_encoded": True}, "invalid_base64: "),
+        (
+            [f"data:image/jpeg;base64,{PHOTO}"],
+            {"base64_encoded": True},
+            "invalid_base64: the row starts with a data:",
+        ),
+        ([PHOTO, "AAAA", PHOTO], {"base64_encoded": True}, "unsupported_format: row 1: "),
+        ([PHOTO, PHOTO, PHOTO[:4000]], {"base64_encoded": True}, "corrupt_image: row 2: "),
+        # Triton refuses this one itself, before the service sees it.
+        (
+            [PHOTO] * 61,
+            {},
+            "[request id: <id_unknown>] inference request batch-size must be <= 60",
+        ),
+    ],
+)
+def test_each_bad_request_learns_what_is_wrong(
+    running: ServiceProcess, rows: list[str], parameters: dict[str, object], expected: str
+) -> None:
+    response = post_json(running, rows, parameters)
+    assert response.status_code == 400
+    assert response.json()["error"].startswith(expected)
+
+
+def test_a_shape_that_overflows_is_refused(running: ServiceProcess) -> None:
+    tensor = {"name": "INPUT_IMAGE", "shape": [2**32, 1], "datatype": "BYTES", "data": [PHOTO]}
+    response = requests.post(running.infer_url, json={"inputs": [tensor]}, timeout=60)
+    assert response.status_code == 400
+    assert response.json()["error"].startswith("invalid_tensor: ")
+
+
+def test_hostile_neighbours_cost_good_images_nothing(running: ServiceProcess) -> None:
+    """200 requests from 32 threads, every tenth hostile: all answered, each with what it gets alone."""
+    good = [_variant(index) for index in range(8)]
+    alone = [read_raw_answer(post_raw(running, image)) for image in good]
+    hostile = [case for name, case in HOSTILE.items() if name != "too many bytes"]
+
+    def send(index: int) -> str | None:
+        """What is wrong with the answer, None where nothing is."""
+        if index % 10 == 0:
+            image, code = hostile[index // 10 % len(hostile)]
+            response = post_raw(running, image)
+            wrong = response.status_code != 400 or not response.json()["error"].startswith(f"{code}: ")
+            return f"request {index}: {response.status_code} {response.text[:200]}, not {code}" if wrong else None
+        response = post_raw(running, good[index % len(good)])
+        if response.status_code != 200:
+            return f"request {index}: {response.status_code} {response.text[:200]}"
+        cosine = cosines(read_raw_answer(response), alone[index % len(good)]).min()
+        return None if cosine > 0.9999 else f"request {index}: the embedding of another image (cosine {cosine:.4f})"
+
+    with ThreadPoolExecutor(32) as threads:
+        assert [problem for problem in threads.map(send, range(200)) if problem] == []
+    sizes = requests.get(f"{running.url}/v2/models/embed_image/stats", timeout=30).json()["model_stats"][0][
+        "batch_stats"
+    ]
+    assert max(entry["batch_size"] for entry in sizes) > 4, "the requests did share batches"
+
+
+def test_a_lying_content_length_of_the_header_is_refused(running: ServiceProcess) -> None:
+    headers = {**RAW_HEADERS, "Inference-Header-Content-Length": "999999999"}
+    assert requests.post(running.infer_url, data=photographs()[0], headers=headers, timeout=60).status_code == 400
+    assert post_raw(running, photographs()[0]).status_code == 200
+
+
+def _variant(index: int) -> bytes:
+    """Eight images that are clearly different from each other, as PNG."""
+    image = Image.open(io.BytesIO(photographs()[index % 4]))
+    buffer = io.BytesIO()
+    (image if index < 4 else image.transpose(Image.Transpose.ROTATE_180)).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,194 @@
+"""It starts every time, ends without dropping anything, and says clearly why it cannot start."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from tests.integration.clients import RAW_HEADERS, embed_triton_grpc, post_raw
+from tests.integration.reference import photographs
+from tests.integration.service_process import ServiceProcess, service
+
+STARTS = 20
+AT_A_TIME = 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_under_load_drops_nothing_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    shared_memory = set(os.listdir("/dev/shm"))
+    with service(tmp_path) as running, _load(running, clients=16) as answers:
+        _wait_for(lambda: len(answers) > 100)
+        family = running.family()
+        signalled_at = time.monotonic()
+        # A terminal's Ctrl-C reaches the whole process group.
+        os.killpg(running.process.pid, number)
+        not_ready_at, gone_at = None, None
+        while gone_at is None:
+            try:
+                ready = requests.get(f"{running.url}/v2/health/ready", timeout=30).status_code == 200
+                assert not (ready and not_ready_at), "it looked ready again while it ended"
+                not_ready_at = not_ready_at or (None if ready else time.monotonic())
+            except requests.ConnectionError:
+                gone_at = time.monotonic()
+        assert not_ready_at is not None
+        assert running.process.wait(60) == 0, running.output()
+        assert os.listdir(running.temporary) == []
+    assert {outcome for sent_at, outcome in answers if sent_at < signalled_at} == {"200"}
+    # 404 is Triton's word for a model that takes no more requests; a broken connection is the end itself.
+    assert {outcome for _, outcome in answers} <= {"200", "404", "no connection"}
+    assert not psutil.wait_procs(family, timeout=5)[1]
+    assert set(os.listdir("/dev/shm")) <= shared_memory
+
+
+def test_a_signal_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
+    shared_memory = set(os.listdir("/dev/shm"))
+    starting = ServiceProcess(tmp_path)
+    try:
+        _wait_for(lambda: any("tritonserver" in each.name() for each in starting.family()))
+        family = starting.family()
+        assert starting.stop() == 0, starting.output()
+        assert not psutil.wait_procs(family, timeout=5)[1]
+        assert os.listdir(starting.temporary) == []
+        assert set(os.listdir("/dev/shm")) <= shared_memory
+    finally:
+        starting.kill()
+
+
+def test_it_becomes_ready_every_time_on_a_busy_machine(tmp_path: Path) -> None:
+    with _busy_cores(2), ThreadPoolExecutor(AT_A_TIME) as threads:
+        outcomes = list(threads.map(_start_embed_stop, [tmp_path] * STARTS))
+    assert outcomes == ["answered and ended with 0"] * STARTS
+
+
+def test_a_dead_part_ends_the_service_with_an_error(tmp_path: Path) -> None:
+    shared_memory = set(os.listdir("/dev/shm"))
+    with service(tmp_path) as running:
+        stub = next(each for each in running.family() if "triton_python" in each.name())
+        stub.kill()
+        assert running.process.wait(60) == 1
+        assert f"error: process {stub.pid} of tritonserver has died" in running.output()
+        assert os.listdir(running.temporary) == []
+    assert set(os.listdir("/dev/shm")) <= shared_memory
+
+
+def test_grpc_alone_is_enough(tmp_path: Path) -> None:
+    process = ServiceProcess(tmp_path, "--http-port", "0", "--metrics-port", "0")
+    try:
+        _wait_for(lambda: "ready: embed_image" in process.output() or process.process.poll() is not None)
+        assert embed_triton_grpc(process, photographs()).shape[0] == 4
+        assert process.stop() == 0
+    finally:
+        process.kill()
+
+
+def test_a_taken_port_is_one_clear_line(running: ServiceProcess) -> None:
+    result = _run("--http-port", str(running.http_port), "--grpc-port", "0", "--metrics-port", "0")
+    assert (result.returncode, result.stdout) == (1, "")
+    address = f"127.0.0.1:{running.http_port}"
+    assert (
+        result.stderr == f"error: cannot listen on {address} (Address already in use); change --host or --http-port\n"
+    )
+    assert post_raw(running, photographs()[0]).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["--max-batch", "3"], 2, "unrecognized arguments: --max-batch 3"),
+        (["--max-batch-size", "0"], 2, "max_batch_size: Input should be greater than or equal to 1, not '0'"),
+        (["--config", "nowhere.toml"], 2, "the settings file nowhere.toml is not there"),
+        (["--checkpoint", "./nowhere"], 1, "checkpoint './nowhere' is no folder"),
+        (["--checkpoint", "perf/architectures/base-patch16-224"], 1, "--random-weights true"),
+        (["--device", "cuda:77"], 1, "device cuda:77 is not there"),
+    ],
+)
+def test_what_keeps_it_from_starting_is_one_clear_line(arguments: list[str], exit_code: int, message: str) -> None:
+    result = _run("--http-port", "0", "--metrics-port", "0", "--grpc-port", str(_free_port()), *arguments)
+    assert result.returncode == exit_code
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0], result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def _run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "service", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for(condition: Callable[[], bool], seconds: float = 240.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not so after {seconds} s"
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def _load(running: ServiceProcess, clients: int) -> Iterator[list[tuple[float, str]]]:
+    """Clients that send photographs without pause; yields when each request was sent and what came of it."""
+    answers: list[tuple[float, str]] = []
+    finished = threading.Event()
+
+    def send() -> None:
+        with requests.Session() as session:
+            while not finished.is_set():
+                sent_at = time.monotonic()
+                answers.append((sent_at, _outcome(session, running)))
+
+    threads = [threading.Thread(target=send) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield answers
+    finally:
+        finished.set()
+        for thread in threads:
+            thread.join()
+
+
+def _outcome(session: requests.Session, running: ServiceProcess) -> str:
+    try:
+        return str(session.post(running.infer_url, data=photographs()[0], headers=RAW_HEADERS, timeout=60).status_code)
+    except requests.ConnectionError:
+        return "no connection"
+
+
+def _start_embed_stop(folder: Path) -> str:
+    with service(folder) as running:
+        status = post_raw(running, photographs()[0]).status_code
+        return f"{'answered' if status == 200 else status} and ended with {running.stop()}"
+
+
+@contextlib.contextmanager
+def _busy_cores(count: int) -> Iterator[None]:
+    burners = [multiprocessing.get_context("spawn").Process(target=_burn, daemon=True) for _ in range(count)]
+    for burner in burners:
+        burner.start()
+    try:
+        yield
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.join()
+
+
+def _burn() -> None:
+    while True:
+        pass

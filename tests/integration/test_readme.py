@@ -1,0 +1,53 @@
+"""What the README says works: its Python blocks and its curl, against a running service."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.settings import Settings
+from tests.integration.reference import REPOSITORY
+from tests.integration.service_process import ServiceProcess
+
+README = (REPOSITORY / "README.md").read_text()
+PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+CURL_BLOCK = next(block for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) if "curl" in block)
+
+
+def on_ports_of(running: ServiceProcess, text: str) -> str:
+    """The README's addresses, turned to those of the running service."""
+    return text.replace(":8000", f":{running.http_port}").replace(":8001", f":{running.grpc_port}")
+
+
+@pytest.fixture(scope="module")
+def folder(running: ServiceProcess, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a reader has followed the README up to its first embedding; answer.json holds that one's answer."""
+    folder = tmp_path_factory.mktemp("reader")
+    script = on_ports_of(running, CURL_BLOCK).replace(".venv/bin/python", sys.executable)
+    result = subprocess.run(["bash", "-ec", script], cwd=folder, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    (folder / "answer.json").write_text(result.stdout)
+    return folder
+
+
+def test_the_curl_prints_an_embedding(folder: Path) -> None:
+    (output,) = json.loads((folder / "answer.json").read_text())["outputs"]
+    assert output["name"] == "EMBEDDING" and len(output["data"]) == output["shape"][1]
+
+
+@pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=range(len(PYTHON_BLOCKS)))
+def test_each_python_block_runs_and_prints_a_shape(running: ServiceProcess, folder: Path, block: str) -> None:
+    command = [sys.executable, "-W", "error", "-c", on_ports_of(running, block)]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    assert re.match(r"[\[(]\d+, ?\d*[\])]", result.stdout), result.stdout
+
+
+def test_the_table_of_settings_is_complete() -> None:
+    for name, field in Settings.model_fields.items():
+        default = str(field.default).lower() if isinstance(field.default, bool) else field.default
+        shown = "" if default is None else f"`{default}`"
+        assert f"| `--{name.replace('_', '-')}` | {shown} | {field.description} |" in README
