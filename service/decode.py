@@ -11,9 +11,17 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, TiffImagePlugin
 
-from service.errors import CorruptImage, EmptyInput, InvalidBase64, TooManyBytes, TooManyPixels, UnsupportedFormat
+from service.errors import (
+    CorruptImage,
+    EmptyInput,
+    Fault,
+    InvalidBase64,
+    TooManyBytes,
+    TooManyPixels,
+    UnsupportedFormat,
+)
 
 # The only Pillow decoders that a client's bytes may reach. Pillow's JPEG plug-in also reads MPO, the multi-picture
 # JPEG of phones.
@@ -62,9 +70,11 @@ class Decoder:
         """
         data = self._image_bytes(row, base64_encoded)
         image = _open(data, self.max_pixels)
-        self._check_header(image)
         try:
+            self._check_header(image)
             return self._to_rgb(image)
+        except Fault:
+            raise
         # Pillow's decoders raise nearly every built-in exception on damaged data.
         except Exception as error:
             raise CorruptImage(f"the {image.format} data is truncated or corrupt ({_one_line(error)})") from error
@@ -78,8 +88,10 @@ class Decoder:
         return _decode_base64(row) if base64_encoded else row
 
     def _check_header(self, image: Image.Image) -> None:
-        if image.width * image.height > self.max_pixels:
-            raise _too_many_pixels(f"{image.width}x{image.height}", self.max_pixels)
+        # libtiff allocates a whole tile, however small the image in its corner.
+        for width, height in (image.size, _tile_size(image)):
+            if width * height > self.max_pixels:
+                raise _too_many_pixels(f"{width}x{height}", self.max_pixels)
         if image.mode in _UNSCALED_MODES:
             raise UnsupportedFormat(f"{image.format} of 32 bits a sample is not read; send 8 or 16 bits")
 
@@ -133,6 +145,12 @@ def _has_known_signature(data: bytes) -> bool:
 
 def _too_many_pixels(found: str, max_pixels: int) -> TooManyPixels:
     return TooManyPixels(f"{found} is over the limit of {max_pixels} pixels; send a smaller image")
+
+
+def _tile_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of a TIFF's tiles, in pixels; zeros for an image without tiles."""
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    return int(tags.get(TiffImagePlugin.TILEWIDTH, 0)), int(tags.get(TiffImagePlugin.TILELENGTH, 0))
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -94,7 +94,8 @@ def load_model(checkpoint: str, revision: str | None, random_weights: bool) -> S
     """The vision tower of a SigLIP checkpoint (a hub id or a folder), in float32 on the CPU.
 
     Raises:
-        StartupFault: the checkpoint cannot be found or read, is no SigLIP, or lacks weights.
+        StartupFault: the checkpoint cannot be found or read, is no SigLIP, or lacks weights. What the loaders raise
+            comes from half a dozen packages, so any exception of theirs counts.
     """
     # It reports at length that the text tower's weights are left over, which is on purpose.
     transformers_logging.set_verbosity_error()
@@ -102,12 +103,12 @@ def load_model(checkpoint: str, revision: str | None, random_weights: bool) -> S
     config = _load_vision_config(checkpoint, revision)
     if random_weights:
         logger.warning("RANDOM WEIGHTS: the embeddings of this service mean nothing; use it for load tests only")
-        return _random_model(config)
+        return _random_model(checkpoint, config)
     try:
         model, report = SiglipVisionModel.from_pretrained(
             checkpoint, config=config, revision=revision, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:
         raise StartupFault(
             f"checkpoint {checkpoint!r} has no readable weights ({_first_line(error)});"
             " to run a bare config.json for a load test, add --random-weights true"
@@ -153,18 +154,23 @@ def _load_vision_config(checkpoint: str, revision: str | None) -> SiglipVisionCo
         raise StartupFault(f"checkpoint {checkpoint!r} is no folder")
     try:
         config = AutoConfig.from_pretrained(checkpoint, revision=revision)
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise StartupFault(f"checkpoint {checkpoint!r} cannot be read: {_first_line(error)}") from error
     vision_config = getattr(config, "vision_config", config)
     if not isinstance(vision_config, SiglipVisionConfig):
         raise StartupFault(f"checkpoint {checkpoint!r} is no SigLIP: its model type is {config.model_type!r}")
+    if not getattr(vision_config, "vision_use_head", True):
+        raise StartupFault(f"checkpoint {checkpoint!r} has no pooling head, so it gives no embeddings")
     return vision_config
 
 
-def _random_model(config: SiglipVisionConfig) -> SiglipVisionModel:
+def _random_model(checkpoint: str, config: SiglipVisionConfig) -> SiglipVisionModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return SiglipVisionModel(config)
+        try:
+            return SiglipVisionModel(config)
+        except Exception as error:
+            raise StartupFault(f"checkpoint {checkpoint!r} describes no model: {_first_line(error)}") from error
 
 
 def _doubling(last: int) -> Iterator[int]:

@@ -4,7 +4,7 @@ Comes in: a `PIL.Image` of mode RGB. Goes out: resized uint8 pixels; rescaling a
 and only their two constants stand here. It must not know of encoded bytes, threads or models.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,17 +72,18 @@ class Preprocessor:
         _refuse_unknown(config)
 
         def value(key: str) -> Any:
-            return config[key] if config.get(key) is not None else getattr(SiglipImageProcessorPil, key)
+            return config.get(key, getattr(SiglipImageProcessorPil, key))
 
         _require(value("do_resize") is True, "do_resize", value("do_resize"))
-        rescale = value("rescale_factor") if value("do_rescale") else 1.0
-        mean, std = (value("image_mean"), value("image_std")) if value("do_normalize") else ((0.0,) * 3, (1.0,) * 3)
-        _require(len(mean) == len(std) == 3 and all(std), "image_mean and image_std", (mean, std))
+        rescale = _numbers("rescale_factor", [value("rescale_factor")], 1)[0] if value("do_rescale") else 1.0
+        mean = _numbers("image_mean", value("image_mean"), 3) if value("do_normalize") else [0.0] * 3
+        std = _numbers("image_std", value("image_std"), 3) if value("do_normalize") else [1.0] * 3
+        _require(all(std), "image_std", std)
         return cls(
             size=_square_side(value("size")),
             resample=_resampling(value("resample")),
-            scale=_floats(rescale / s for s in std),
-            offset=_floats(m / s for m, s in zip(mean, std, strict=True)),
+            scale=tuple(rescale / s for s in std),
+            offset=tuple(m / s for m, s in zip(mean, std, strict=True)),
         )
 
     def resize_into(self, image: Image.Image, pixels: npt.NDArray[np.uint8]) -> None:
@@ -100,17 +101,19 @@ def _refuse_unknown(config: Mapping[str, Any]) -> None:
 
 def _square_side(size: Any) -> int:
     square = isinstance(size, Mapping) and set(size) == {"height", "width"} and size["height"] == size["width"]
-    _require(square, "size", size)
+    _require(square and type(size["height"]) is int and size["height"] > 0, "size", size)
     return int(size["height"])
 
 
 def _resampling(value: Any) -> Image.Resampling:
-    _require(value in list(Image.Resampling), "resample", value)
+    _require(value in list(Image.Resampling) and not isinstance(value, bool), "resample", value)
     return Image.Resampling(value)
 
 
-def _floats(values: Iterable[float]) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)
+def _numbers(key: str, values: Any, count: int) -> list[float]:
+    numbers = isinstance(values, list | tuple) and all(type(value) in (int, float) for value in values)
+    _require(numbers and len(values) == count, key, values)
+    return [float(value) for value in values]
 
 
 def _require(understood: bool, key: str, value: Any) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from PIL import ImageColor
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -43,6 +43,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix=_PREFIX,
+        env_ignore_empty=True,
         frozen=True,
         extra="forbid",
         cli_prog_name="python -m service",
@@ -104,14 +105,6 @@ class Settings(BaseSettings):
         ports = {"http_port": self.http_port, "grpc_port": self.grpc_port, "metrics_port": self.metrics_port}
         return {name: port for name, port in ports.items() if port}
 
-    @model_validator(mode="after")
-    def _check_ports(self) -> "Settings":
-        if not (self.http_port or self.grpc_port):
-            raise ValueError("http_port and grpc_port are both off: nobody could reach the service")
-        if len(set(self.ports.values())) < len(self.ports):
-            raise ValueError(f"two ports are the same: {self.ports}")
-        return self
-
     @classmethod
     def settings_customise_sources(
         cls,
@@ -136,7 +129,10 @@ def load_settings(arguments: Sequence[str]) -> Settings:
     try:
         command_line: dict[str, Any] = {"_cli_parse_args": list(arguments)}
         settings = Settings(**command_line)
-        return settings if settings.config is None else Settings(**command_line, **_read_file(settings.config))
+        if settings.config is not None:
+            settings = Settings(**command_line, **_read_file(settings.config))
+        _check_ports(settings)
+        return settings
     except SettingsError as error:
         raise StartupFault(str(error).removeprefix("error parsing CLI: ")) from error
     except ValidationError as error:
@@ -148,13 +144,23 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise StartupFault(f"the settings file {path} is not there")
     try:
         return TomlConfigSettingsSource(Settings, path)()
+    except OSError as error:
+        raise StartupFault(f"the settings file {path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise StartupFault(f"the settings file {path} is not valid TOML: {error}") from error
 
 
+def _check_ports(settings: Settings) -> None:
+    if not (settings.http_port or settings.grpc_port):
+        raise StartupFault("http_port and grpc_port are both off: nobody could reach the service")
+    if len(set(settings.ports.values())) < len(settings.ports):
+        raise StartupFault(f"two ports are the same: {settings.ports}")
+
+
 def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
     known = {f"{_PREFIX}{name}".upper() for name in Settings.model_fields}
-    unknown = sorted(name for name in environment if name.startswith(_PREFIX) and name not in known)
+    ours = (name for name in environment if name.upper().startswith(_PREFIX))
+    unknown = sorted(name for name in ours if name.upper() not in known)
     if unknown:
         raise StartupFault(f"there is no setting for the environment variable {unknown[0]}; see --help")
 

@@ -1,0 +1,297 @@
+"""Awkward images, made on the spot: every format that is read here, in the forms that trip up naive decoders.
+
+Each is a `Sample`, made by numpy and Pillow from fixed arithmetic, so that every run gets the same picture.
+`NAMES` lists them, `sample(name)` makes one (once a process), `oriented(...)` makes one with an EXIF orientation.
+"""
+
+import functools
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, features
+
+Pixels = npt.NDArray[np.uint8]
+
+# What lossy formats may be off on average, of 255.
+_LOSSY = 4.0
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_SAMPLES = {0: 1, 2: 3}  # samples a pixel by colour type
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One encoded image and what it shows.
+
+    Attributes:
+        data: the encoded bytes.
+        format: Pillow's name of the format.
+        shown: uint8 `[H, W, 4]`, the RGBA pixels that went in; of several frames the first; 16 bits by their high byte.
+        tolerance: how far decoded pixels may be off `shown` on average (of 255); 0 for lossless formats.
+    """
+
+    data: bytes
+    format: str
+    shown: Pixels
+    tolerance: float = 0.0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.shown.shape[1], self.shown.shape[0]
+
+    def over(self, background: tuple[int, int, int] | None) -> npt.NDArray[np.float64]:
+        """The expected RGB `[H, W, 3]`: composited on `background`, or without its alpha channel for None."""
+        rgb = self.shown[..., :3].astype(np.float64)
+        alpha = np.ones(1) if background is None else self.shown[..., 3:] / 255.0
+        pixels: npt.NDArray[np.float64] = rgb * alpha + np.array(background or 0.0) * (1 - alpha)
+        return pixels
+
+
+def sample(name: str) -> Sample:
+    """The awkward image of that name, one of `NAMES`."""
+    return _sample(name)
+
+
+@functools.cache
+def oriented(orientation: int, image_format: str = "JPEG") -> Sample:
+    """An image (JPEG, PNG, WEBP or TIFF) whose EXIF orientation is 1..8; `shown` is as stored, not turned."""
+    stored = picture(72, 40)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    # Each format heeds the one option that means something to it.
+    data = encode(Image.fromarray(stored), image_format, exif=exif, quality=95, lossless=True)
+    return Sample(data, image_format, _opaque(stored), _LOSSY if image_format == "JPEG" else 0.0)
+
+
+def picture(width: int, height: int, seed: int = 0) -> Pixels:
+    """A picture without any symmetry: uint8 RGB `[height, width, 3]`, smooth waves, a slope and a little noise."""
+    y, x = np.mgrid[0:height, 0:width] / max(width, height)
+    waves = [np.sin(9 * x + c + seed) + np.cos(7 * y * (c + 1)) + 2.0 * x - y for c in range(3)]
+    noise = np.random.default_rng(seed).normal(0, 2, (height, width, 3))
+    pixels: Pixels = np.clip(110 + 32 * np.stack(waves, axis=-1) + noise, 0, 255).astype(np.uint8)
+    return pixels
+
+
+def encode(image: Image.Image, image_format: str, **options: Any) -> bytes:
+    """The image as Pillow writes it."""
+    file = io.BytesIO()
+    image.save(file, image_format, **options)
+    return file.getvalue()
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    """One chunk of a PNG file."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png_header(width: int, height: int, depth: int = 8, colour_type: int = 2) -> bytes:
+    """The signature and the header chunk of a PNG file."""
+    return _PNG_SIGNATURE + png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0))
+
+
+def png_16_bit(samples: npt.NDArray[np.uint16], colour_type: int, extra_chunks: bytes = b"") -> bytes:
+    """A PNG of 16 bits a sample from uint16 `[H, W]` (colour type 0, gray) or `[H, W, 3]` (colour type 2, RGB)."""
+    height, width = samples.shape[:2]
+    rows = samples.reshape(height, width * _PNG_SAMPLES[colour_type]).astype(">u2")
+    scan_lines = b"".join(b"\0" + row.tobytes() for row in rows)
+    data = png_chunk(b"IDAT", zlib.compress(scan_lines)) + png_chunk(b"IEND", b"")
+    return png_header(width, height, 16, colour_type) + extra_chunks + data
+
+
+def tiff_tile_bomb(side: int, tile: int) -> bytes:
+    """A TIFF of 150 bytes: `side` x `side` gray pixels in a single tile of `tile` x `tile`, with hardly any content."""
+    content = zlib.compress(bytes(100))
+    entries = [(256, side), (257, side), (258, 8), (259, 8), (262, 1), (277, 1), (322, tile), (323, tile)]
+    directory = [*entries, (324, 8 + 2 + 12 * 10 + 4), (325, len(content))]
+    packed = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in directory)
+    return b"II*\0" + struct.pack("<IH", 8, len(directory)) + packed + struct.pack("<I", 0) + content
+
+
+def _opaque(rgb: Pixels) -> Pixels:
+    return np.dstack([rgb, np.full(rgb.shape[:2], 255, np.uint8)])
+
+
+def _alpha(width: int, height: int) -> Pixels:
+    """Every opacity, from fully transparent on the left to fully opaque on the right."""
+    return np.tile(np.linspace(0, 255, width).astype(np.uint8), (height, 1))
+
+
+def _rgba(width: int, height: int, seed: int) -> Pixels:
+    return np.dstack([picture(width, height, seed), _alpha(width, height)])
+
+
+def _few_colours(width: int, height: int, shift: int = 0) -> tuple[Image.Image, Pixels]:
+    """A palette image of seven colours, and its RGB pixels."""
+    y, x = np.mgrid[0:height, 0:width]
+    indices = ((x // 9 + y // 5 + shift) % 7).astype(np.uint8)
+    palette = np.array([(37 * i % 256, 90 * i % 256, 255 - 30 * i) for i in range(7)], np.uint8)
+    image = Image.fromarray(indices, "L").convert("P")
+    image.putpalette(palette.tobytes())
+    return image, palette[indices]
+
+
+def _jpeg(width: int, height: int, seed: int, **options: Any) -> Sample:
+    rgb = picture(width, height, seed)
+    return Sample(encode(Image.fromarray(rgb), "JPEG", quality=90, **options), "JPEG", _opaque(rgb), _LOSSY)
+
+
+def _jpeg_gray() -> Sample:
+    gray = picture(120, 91, 3)[..., 1]
+    return Sample(encode(Image.fromarray(gray), "JPEG"), "JPEG", _opaque(np.dstack([gray] * 3)), _LOSSY)
+
+
+def _jpeg_cmyk() -> Sample:
+    rgb = picture(100, 77, 4)
+    return Sample(encode(Image.fromarray(rgb).convert("CMYK"), "JPEG", quality=95), "JPEG", _opaque(rgb), _LOSSY)
+
+
+def _mpo() -> Sample:
+    rgb, second = picture(96, 64, 5), Image.fromarray(picture(96, 64, 6))
+    data = encode(Image.fromarray(rgb), "MPO", save_all=True, append_images=[second], quality=90)
+    return Sample(data, "MPO", _opaque(rgb), _LOSSY)
+
+
+def _png_palette() -> Sample:
+    image, rgb = _few_colours(70, 50)
+    return Sample(encode(image, "PNG"), "PNG", _opaque(rgb))
+
+
+def _png_palette_transparent() -> Sample:
+    image, rgb = _few_colours(70, 50, shift=2)
+    opacities = np.array([0, 255, 128, 64, 200, 255, 1], np.uint8)
+    shown = np.dstack([rgb, opacities[np.asarray(image)]])
+    return Sample(encode(image, "PNG", transparency=opacities.tobytes()), "PNG", shown)
+
+
+def _png_rgba() -> Sample:
+    rgba = _rgba(90, 60, 7)
+    return Sample(encode(Image.fromarray(rgba), "PNG"), "PNG", rgba)
+
+
+def _png_gray_alpha() -> Sample:
+    gray, alpha = picture(64, 48, 8)[..., 0], _alpha(64, 48)
+    return Sample(encode(Image.fromarray(np.dstack([gray, alpha])), "PNG"), "PNG", np.dstack([gray] * 3 + [alpha]))
+
+
+def _png_gray_16_bit() -> Sample:
+    high = picture(64, 48, 9)[..., 0]
+    return Sample(png_16_bit(high * np.uint16(256) + np.uint16(77), 0), "PNG", _opaque(np.dstack([high] * 3)))
+
+
+def _png_rgb_16_bit() -> Sample:
+    high = picture(40, 30, 10)
+    return Sample(png_16_bit(high * np.uint16(256) + np.uint16(200), 2), "PNG", _opaque(high))
+
+
+def _png_rgb_transparent_colour() -> Sample:
+    rgb = picture(50, 40, 11)
+    rgb[10:30, 5:45] = key = (255, 0, 254)
+    alpha = np.where((rgb == key).all(axis=-1), 0, 255).astype(np.uint8)
+    return Sample(encode(Image.fromarray(rgb), "PNG", transparency=key), "PNG", np.dstack([rgb, alpha]))
+
+
+def _png_animated() -> Sample:
+    rgb, second = picture(45, 33, 12), Image.fromarray(picture(45, 33, 13))
+    data = encode(Image.fromarray(rgb), "PNG", save_all=True, append_images=[second])
+    return Sample(data, "PNG", _opaque(rgb))
+
+
+def _webp_lossy() -> Sample:
+    rgb = picture(110, 80, 14)
+    return Sample(encode(Image.fromarray(rgb), "WEBP", quality=90), "WEBP", _opaque(rgb), _LOSSY)
+
+
+def _webp_lossless_alpha() -> Sample:
+    rgba = _rgba(66, 55, 15)
+    return Sample(encode(Image.fromarray(rgba), "WEBP", lossless=True, exact=True), "WEBP", rgba)
+
+
+def _webp_animated() -> Sample:
+    rgba, second = _rgba(52, 44, 16), Image.fromarray(_rgba(52, 44, 17))
+    # libwebp forgets the colour of what it blends with nothing.
+    rgba[..., 3] = 255
+    rgba[10:30, 10:30] = 0
+    data = encode(Image.fromarray(rgba), "WEBP", save_all=True, append_images=[second], lossless=True, exact=True)
+    return Sample(data, "WEBP", rgba)
+
+
+def _gif_animated() -> Sample:
+    image, rgb = _few_colours(80, 40)
+    data = encode(image, "GIF", save_all=True, append_images=[_few_colours(80, 40, shift=3)[0]], duration=50)
+    return Sample(data, "GIF", _opaque(rgb))
+
+
+def _gif_transparent() -> Sample:
+    image, rgb = _few_colours(60, 45)
+    alpha = np.where(np.asarray(image) == 2, 0, 255).astype(np.uint8)
+    return Sample(encode(image, "GIF", transparency=2), "GIF", np.dstack([rgb, alpha]))
+
+
+def _bmp() -> Sample:
+    rgb = picture(63, 41, 18)
+    return Sample(encode(Image.fromarray(rgb), "BMP"), "BMP", _opaque(rgb))
+
+
+def _tiff_lzw_pages() -> Sample:
+    rgb, second = picture(61, 47, 19), Image.fromarray(picture(61, 47, 20))
+    data = encode(Image.fromarray(rgb), "TIFF", compression="tiff_lzw", save_all=True, append_images=[second])
+    return Sample(data, "TIFF", _opaque(rgb))
+
+
+def _avif() -> Sample:
+    rgb = picture(94, 62, 21)
+    return Sample(encode(Image.fromarray(rgb), "AVIF", quality=90), "AVIF", _opaque(rgb), _LOSSY)
+
+
+def _one_pixel() -> Sample:
+    rgb = np.array([[[200, 30, 90]]], np.uint8)
+    return Sample(encode(Image.fromarray(rgb), "PNG"), "PNG", _opaque(rgb))
+
+
+def _vast() -> Sample:
+    """30 million pixels, so flat that they take some kilobytes."""
+    rows = (np.arange(3000) // 300 * 25).astype(np.uint8)
+    gray = Image.fromarray(np.broadcast_to(rows[:, None], (3000, 10000)))
+    shown = np.stack([rows, rows, rows, np.full_like(rows, 255)], axis=-1)[:, None]
+    return Sample(encode(gray, "PNG", compress_level=1), "PNG", np.broadcast_to(shown, (3000, 10000, 4)))
+
+
+_MAKERS: dict[str, Callable[[], Sample]] = {
+    "jpeg_photo": lambda: _jpeg(500, 375, 1),
+    "jpeg_progressive": lambda: _jpeg(200, 133, 2, progressive=True),
+    "jpeg_gray": _jpeg_gray,
+    "jpeg_cmyk": _jpeg_cmyk,
+    "jpeg_turned": lambda: oriented(6),
+    "mpo": _mpo,
+    "png_palette": _png_palette,
+    "png_palette_transparent": _png_palette_transparent,
+    "png_rgba": _png_rgba,
+    "png_gray_alpha": _png_gray_alpha,
+    "png_gray_16_bit": _png_gray_16_bit,
+    "png_rgb_16_bit": _png_rgb_16_bit,
+    "png_rgb_transparent_colour": _png_rgb_transparent_colour,
+    "png_animated": _png_animated,
+    "webp_lossy": _webp_lossy,
+    "webp_lossless_alpha": _webp_lossless_alpha,
+    "webp_animated": _webp_animated,
+    "gif_animated": _gif_animated,
+    "gif_transparent": _gif_transparent,
+    "bmp": _bmp,
+    "tiff_lzw_pages": _tiff_lzw_pages,
+    **({"avif": _avif} if features.check("avif") else {}),
+    "one_pixel": _one_pixel,
+    "vast": _vast,
+}
+_sample = functools.cache(lambda name: _MAKERS[name]())
+
+NAMES = tuple(_MAKERS)
+"""The awkward images by name."""
+
+SMALL_NAMES = tuple(name for name in NAMES if name != "vast")
+"""Those of at most 500x375 pixels, for tests that decode each of them many times."""

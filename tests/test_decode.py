@@ -1,0 +1,290 @@
+"""Every format shows the pixels that went into it; whatever else comes in is a client's fault with a code."""
+
+import base64
+import binascii
+import dataclasses
+import json
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from service.decode import FORMATS, Decoder
+from service.errors import (
+    ClientFault,
+    CorruptImage,
+    EmptyInput,
+    InvalidBase64,
+    TooManyBytes,
+    TooManyPixels,
+    UnsupportedFormat,
+)
+from tests.images import (
+    NAMES,
+    SMALL_NAMES,
+    Sample,
+    encode,
+    oriented,
+    picture,
+    png_chunk,
+    png_header,
+    sample,
+    tiff_tile_bomb,
+)
+
+# Of damaged metadata and pictures Pillow warns; in the service that is logged.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
+
+Colour = tuple[int, int, int]
+PLAIN = Decoder(2**25, 50_000_000)
+TURNED: dict[int, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]] = {
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, 1),
+}
+# What Pillow would read if it were let.
+FOREIGN = ("PDF", "EPS", "ICO", "PPM", "TGA", "JPEG2000", "PCX", "SGI", "DDS", "DIB", "IM")
+OF_TWO_PICTURES = ("mpo", "png_animated", "webp_animated", "gif_animated", "tiff_lzw_pages")
+# A sound image with bytes after its end, so that every length of base64 padding comes up.
+PADDED = [sample("one_pixel").data + b"\0" * extra for extra in range(3)]
+TEXT = base64.b64encode(sample("one_pixel").data)
+PEAK_SCRIPT = """
+import json, re, sys
+from pathlib import Path
+from service.decode import Decoder
+from service.errors import ClientFault
+def peak(): return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+decoder, before = Decoder(2**25, 50_000_000), peak()
+try:
+    decoder.decode(sys.stdin.buffer.read(), False)
+except ClientFault as fault:
+    print(json.dumps([fault.code, peak() - before]))
+"""
+
+
+def _decoded(data: bytes, decoder: Decoder = PLAIN, base64_encoded: bool = False) -> npt.NDArray[np.uint8]:
+    image = decoder.decode(data, base64_encoded)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def _assert_shows(pixels: npt.NDArray[np.uint8], expected: Sample, background: Colour | None) -> None:
+    assert pixels.shape == (*expected.shown.shape[:2], 3)
+    step = 1 if pixels.size < 10**7 else 10
+    thinned = dataclasses.replace(expected, shown=expected.shown[::step, ::step])
+    error = np.abs(pixels[::step, ::step] - thinned.over(background))
+    if expected.tolerance:
+        assert error.mean() <= expected.tolerance
+    else:
+        assert error.max() <= 1  # the rounding of compositing
+
+
+@pytest.mark.parametrize("background", [(255, 255, 255), (10, 200, 30), None], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_each_format_shows_what_went_in(name: str, background: Colour | None) -> None:
+    image = sample(name)
+    decoder = Decoder(len(image.data), 30_000_000, exif_orientation=False, background=background)
+    _assert_shows(_decoded(image.data, decoder), image, background)
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", TURNED)
+def test_exif_orientation_is_applied_or_not_by_the_setting(orientation: int, image_format: str) -> None:
+    stored = oriented(orientation, image_format)
+    upright = dataclasses.replace(stored, shown=TURNED[orientation](stored.shown))
+    _assert_shows(_decoded(stored.data), upright, None)
+    unturned = _decoded(stored.data, Decoder(2**20, 10**6, exif_orientation=False))
+    # Pillow, and so the reference, turns TIFF by itself.
+    _assert_shows(unturned, upright if image_format == "TIFF" else stored, None)
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [b"Exif\0\0", b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12"],
+    ids=["empty", "garbage", "offset", "cut"],
+)
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+def test_sound_pixels_survive_broken_exif(image_format: str, exif: bytes) -> None:
+    image = Image.fromarray(picture(40, 30))
+    expected = _decoded(encode(image, image_format))
+    np.testing.assert_array_equal(_decoded(encode(image, image_format, exif=exif)), expected)
+
+
+def _orientation_entry(kind: int, count: int, value: bytes) -> bytes:
+    """EXIF with nothing but an orientation, of any type; its value takes four bytes. A fraction, 6/1, stands at 26."""
+    return b"Exif\0\0MM\0*" + struct.pack(">IHHHI", 8, 1, 0x0112, kind, count) + value + struct.pack(">III", 0, 6, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "value"),
+    [(3, 1, b"\0\0\0\0"), (3, 1, b"\0\x09\0\0"), (2, 2, b"6\0\0\0"), (5, 1, b"\0\0\0\x1a")],
+    ids=["zero", "nine", "text", "fraction"],
+)
+def test_an_orientation_of_no_meaning_is_ignored(kind: int, count: int, value: bytes) -> None:
+    stored = picture(40, 30)
+    data = encode(Image.fromarray(stored), "PNG", exif=_orientation_entry(kind, count, value))
+    np.testing.assert_array_equal(_decoded(data), stored)
+
+
+def _psd() -> bytes:
+    return b"8BPS\0\1" + bytes(6) + b"\0\3\0\0\0\4\0\0\0\4\0\x08\0\3" + bytes(70)
+
+
+HOSTILE: dict[str, tuple[bytes, bool, type[ClientFault], str]] = {
+    "empty": (b"", False, EmptyInput, "no bytes"),
+    "empty base64": (b"", True, EmptyInput, "no bytes"),
+    "text": (b"an image of a cat, please", False, UnsupportedFormat, "none of JPEG, PNG"),
+    "one byte": (b"\xff", False, UnsupportedFormat, "none of"),
+    "psd": (_psd(), False, UnsupportedFormat, "none of"),
+    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", False, UnsupportedFormat, "none of"),
+    "heic": (b"\0\0\0\x18ftypheic" + bytes(40), False, UnsupportedFormat, "none of"),
+    "base64 not announced": (TEXT, False, UnsupportedFormat, "set the request parameter base64_encoded to true"),
+    "data URI not announced": (b"data:image/png;base64," + TEXT, False, UnsupportedFormat, "base64_encoded"),
+    "base64 of text": (base64.b64encode(b"a cat, please"), True, UnsupportedFormat, "none of"),
+    "line breaks": (binascii.b2a_base64(sample("jpeg_photo").data), True, InvalidBase64, "line breaks"),
+    "spaces": (TEXT[:8] + b" " + TEXT[8:], True, InvalidBase64, "spaces"),
+    "data URI": (b"data:image/png;base64," + TEXT, True, InvalidBase64, "data: URI"),
+    "no padding": (base64.b64encode(PADDED[1]).rstrip(b"="), True, InvalidBase64, "padding"),
+    "one character": (b"A", True, InvalidBase64, "padding"),
+    "another alphabet": (base64.urlsafe_b64encode(b"\xff\xef" * 9), True, InvalidBase64, "alphabet"),
+    "raw bytes as base64": (sample("jpeg_photo").data, True, InvalidBase64, ""),
+    "32-bit integers": (encode(Image.new("I", (4, 4)), "TIFF"), False, UnsupportedFormat, "32 bits"),
+    "32-bit floats": (encode(Image.new("F", (4, 4)), "TIFF"), False, UnsupportedFormat, "32 bits"),
+    "header without an end": (png_header(4, 4)[:20], False, CorruptImage, "header"),
+    "no width": (png_header(0, 4) + png_chunk(b"IDAT", b""), False, CorruptImage, "header"),
+    "header without pixels": (png_header(4, 4) + png_chunk(b"IDAT", b""), False, CorruptImage, "PNG"),
+    "wrong checksum": (png_header(4, 4)[:-1] + b"?" + sample("one_pixel").data[33:], False, CorruptImage, "header"),
+}
+
+
+@pytest.mark.parametrize(("row", "base64_encoded", "fault", "words"), HOSTILE.values(), ids=HOSTILE)
+def test_hostile_input_is_refused_in_one_line(
+    row: bytes, base64_encoded: bool, fault: type[ClientFault], words: str
+) -> None:
+    with pytest.raises(ClientFault) as caught:
+        PLAIN.decode(row, base64_encoded)
+    assert type(caught.value) is fault
+    line = str(caught.value)
+    assert line.startswith(f"{fault.code}: ") and words in line
+    assert len(line) < 300 and line.isprintable()
+
+
+@pytest.mark.parametrize("image_format", FOREIGN)
+def test_formats_outside_the_list_never_reach_their_decoder(image_format: str) -> None:
+    data = encode(Image.fromarray(picture(16, 16)), image_format)
+    with pytest.raises(UnsupportedFormat):
+        PLAIN.decode(data, False)
+
+
+@pytest.mark.parametrize("signature", [b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0", b"MM\0*"])
+def test_a_known_signature_before_rubbish_is_damage(signature: bytes) -> None:
+    with pytest.raises(CorruptImage):
+        PLAIN.decode(signature + b"\x01rubbish", False)
+
+
+@pytest.mark.parametrize("name", SMALL_NAMES)
+def test_a_truncated_image_is_a_fault_or_whole(name: str) -> None:
+    data = sample(name).data
+    whole = _decoded(data)
+    cuts = {*np.linspace(1, len(data) - 1, 24).astype(int).tolist(), *range(len(data) - 13, len(data))}
+    for cut in sorted(cuts):
+        try:
+            decoded = _decoded(data[:cut])
+        except (CorruptImage, UnsupportedFormat):
+            continue
+        # Nothing but what follows the (first) picture was cut away.
+        np.testing.assert_array_equal(decoded, whole, err_msg=f"cut to {cut} of {len(data)} bytes")
+
+
+@pytest.mark.parametrize("name", SMALL_NAMES)
+def test_half_a_picture_is_corrupt(name: str) -> None:
+    data = sample(name).data
+    pictures = 2 if name in OF_TWO_PICTURES else 1
+    with pytest.raises(CorruptImage):
+        PLAIN.decode(data[: len(data) // (2 * pictures)], False)
+
+
+@pytest.mark.parametrize("image", PADDED, ids=len)
+@pytest.mark.parametrize("base64_encoded", [False, True])
+def test_the_limit_of_bytes_is_exact(image: bytes, base64_encoded: bool) -> None:
+    row = base64.b64encode(image) if base64_encoded else image
+    assert _decoded(row, Decoder(len(image), 1), base64_encoded).shape == (1, 1, 3)
+    with pytest.raises(TooManyBytes, match=f"the image has {len(image)} bytes, the limit is {len(image) - 1}$"):
+        Decoder(len(image) - 1, 1).decode(row, base64_encoded)
+
+
+@pytest.mark.parametrize("name", SMALL_NAMES)
+def test_the_limit_of_pixels_is_exact(name: str) -> None:
+    image = sample(name)
+    limit = image.size[0] * image.size[1]
+    assert Decoder(2**25, limit).decode(image.data, False).width
+    with pytest.raises(TooManyPixels, match=f"the limit of {limit - 1} pixels"):
+        Decoder(2**25, limit - 1).decode(image.data, False)
+
+
+ANNOUNCED = {
+    "100000x100000": (png_header(100_000, 100_000) + png_chunk(b"IDAT", b""), TooManyPixels.code),
+    "10000x10000": (png_header(10_000, 10_000) + png_chunk(b"IDAT", b""), TooManyPixels.code),
+    "bmp": (b"BM" + bytes(12) + b"\x28\0\0\0\0\0\1\0\0\0\1\0\1\0\x18\0" + bytes(24), TooManyPixels.code),
+    "within the limit but no data": (png_header(7_000, 7_000) + png_chunk(b"IDAT", b""), CorruptImage.code),
+    "tiff of one huge tile": (tiff_tile_bomb(16, 20_000), TooManyPixels.code),
+}
+
+
+@pytest.mark.parametrize(("data", "code"), ANNOUNCED.values(), ids=ANNOUNCED)
+def test_announced_pixels_are_refused_before_memory_is_taken(data: bytes, code: str) -> None:
+    # Pillow's memory is invisible to tracemalloc, and the peak of this process is behind it: ask a fresh one.
+    command = [sys.executable, "-W", "ignore", "-c", PEAK_SCRIPT]
+    report = subprocess.run(command, input=data, capture_output=True, check=True, timeout=60)
+    found, megabytes = json.loads(report.stdout)
+    assert megabytes < 50
+    assert found == code
+
+
+@pytest.mark.parametrize("name", SMALL_NAMES)
+def test_base64_is_the_same_image(name: str) -> None:
+    data = sample(name).data
+    np.testing.assert_array_equal(_decoded(base64.b64encode(data), base64_encoded=True), _decoded(data))
+
+
+@st.composite
+def _damaged(draw: st.DrawFn) -> bytes:
+    """A sample with some bytes overwritten, most of them near its start, and perhaps a piece cut out or repeated."""
+    data = bytearray(sample(draw(st.sampled_from(SMALL_NAMES))).data)
+    reach = draw(st.sampled_from([64, 400, len(data)]))
+    places = st.integers(0, min(reach, len(data)) - 1)
+    for place, byte in draw(st.lists(st.tuples(places, st.integers(0, 255)), max_size=12)):
+        data[place] = byte
+    start, end = sorted((draw(places), draw(places)))
+    data[start:end] = draw(st.sampled_from([data[start:end], b"", data[start:end] * 2]))
+    return bytes(data)
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=1200, deadline=None, derandomize=True, database=None)
+@given(data=_damaged(), base64_encoded=st.sampled_from([False, False, False, True]))
+def test_damage_never_escapes_as_anything_but_a_clients_fault(data: bytes, base64_encoded: bool) -> None:
+    decoder = Decoder(2**20, 400_000)
+    try:
+        image = decoder.decode(data, base64_encoded)
+    except ClientFault as fault:
+        assert type(fault) is not ClientFault
+        assert str(fault).isprintable()
+    else:
+        assert image.mode == "RGB" and 0 < image.width * image.height <= 400_000
+
+
+def test_every_format_of_the_list_has_a_sample() -> None:
+    assert {sample(name).format for name in NAMES} - {"MPO"} == set(FORMATS)

@@ -1,0 +1,311 @@
+"""Embeddings are those of transformers' own model, on every path; what cannot be loaded is told in one line."""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    CLIPConfig,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    ViTConfig,
+)
+
+from service.decode import Decoder
+from service.encoder import Encoder, load_model, resolve_devices, resolve_dtype
+from service.errors import StartupFault
+from service.preprocess import Preprocessor
+from tests.images import SMALL_NAMES, sample
+
+pytestmark = pytest.mark.filterwarnings("ignore:Palette images with Transparency:UserWarning")
+
+Pixels = npt.NDArray[np.uint8]
+Vectors = npt.NDArray[np.float32]
+
+CPU = torch.device("cpu")
+# Of several SigLIPs, the constants that show whether scale, offset and the order of channels are right.
+PROCESSOR = {"size": {"height": 64, "width": 64}, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.3, 0.5, 0.7]}
+SHAPE = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+class Batch(NamedTuple):
+    """The awkward images, as the service prepares them and as the reference does."""
+
+    pixels: Pixels
+    pixel_values: Vectors
+    expected: Vectors
+
+
+def _tiny_model() -> Any:
+    """The same small random tower each time; its embeddings of different images are far apart."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return SiglipVisionModel(SiglipVisionConfig(image_size=64, patch_size=16, **SHAPE)).eval()
+
+
+def _encoder(dtype: torch.dtype = torch.float32) -> Encoder:
+    preprocessor = Preprocessor.from_config(PROCESSOR)
+    return Encoder(_tiny_model(), CPU, dtype, preprocessor.scale, preprocessor.offset)
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    decoder, preprocessor = Decoder(2**25, 10**6, False, None), Preprocessor.from_config(PROCESSOR)
+    images = [decoder.decode(sample(name).data, False) for name in SMALL_NAMES]
+    pixels = np.empty((len(images), 64, 64, 3), np.uint8)
+    for image, row in zip(images, pixels, strict=True):
+        preprocessor.resize_into(image, row)
+    values = SiglipImageProcessorPil(**PROCESSOR)(images=images, return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        expected = _tiny_model()(pixel_values=values).pooler_output.numpy()
+    return Batch(pixels, values.numpy(), expected)
+
+
+def _cosines(first: Vectors, second: Vectors) -> Vectors:
+    """Of each row of the first with each row of the second."""
+    unit = [vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in (first, second)]
+    cosines: Vectors = unit[0] @ unit[1].T
+    return cosines
+
+
+def _assert_same(found: Vectors, expected: Vectors, least: float) -> None:
+    """Each row has its own embedding, and nobody else's."""
+    assert found.dtype == np.float32 and found.shape == expected.shape
+    cosines = _cosines(found, expected)
+    assert cosines.diagonal().min() >= least
+    np.testing.assert_array_equal(cosines.argmax(axis=1), np.arange(len(expected)))
+
+
+def test_embeddings_are_the_references(batch: Batch) -> None:
+    assert len(batch.expected) >= 12
+    assert _cosines(batch.expected, batch.expected)[~np.eye(len(batch.expected), dtype=bool)].max() < 0.999
+    encoder = _encoder()
+    assert (encoder.image_size, encoder.dimension) == (64, 64)
+    found = encoder.encode(batch.pixels)
+    _assert_same(found, batch.expected, 0.99999)
+    np.testing.assert_allclose(found, batch.expected, atol=1e-4)
+
+
+def test_prepared_pixel_values_give_the_same_embeddings(batch: Batch) -> None:
+    _assert_same(_encoder().encode_pixel_values(batch.pixel_values), batch.expected, 0.99999)
+
+
+def test_bfloat16_is_close(batch: Batch) -> None:
+    found = _encoder(torch.bfloat16).encode(batch.pixels)
+    _assert_same(found, batch.expected, 0.995)
+    assert np.abs(found - batch.expected).max() > 1e-4  # it was bfloat16
+
+
+def test_a_batch_is_its_rows_in_their_order(batch: Batch) -> None:
+    encoder = _encoder()
+    together = encoder.encode(batch.pixels)
+    one_by_one = np.concatenate([encoder.encode(row[None]) for row in batch.pixels])
+    _assert_same(together, one_by_one, 0.9999)
+    order = np.random.default_rng(0).permutation(len(batch.pixels))
+    _assert_same(encoder.encode(batch.pixels[order]), together[order], 0.9999)
+
+
+def test_threads_get_their_own_embeddings(batch: Batch) -> None:
+    encoder = _encoder()
+    turns = np.tile(np.arange(len(batch.pixels)), 4)
+    with ThreadPoolExecutor(8) as threads:
+        found = np.concatenate(list(threads.map(lambda row: encoder.encode(batch.pixels[row : row + 1]), turns)))
+    np.testing.assert_allclose(found, batch.expected[turns], atol=1e-4)
+
+
+class _Greedy(torch.nn.Module):
+    """Takes all of the memory for a batch of more than four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SiglipVisionConfig(image_size=8, patch_size=8, **SHAPE)
+        self.batches: list[int] = []
+
+    def forward(self, pixel_values: torch.Tensor) -> Any:
+        self.batches.append(len(pixel_values))
+        if len(pixel_values) > 4:
+            raise torch.OutOfMemoryError("out of memory\nof many lines")
+
+        class Output(NamedTuple):
+            pooler_output: torch.Tensor
+
+        return Output(torch.zeros(len(pixel_values), 64))
+
+
+@pytest.mark.parametrize(("largest", "batches"), [(1, [1]), (3, [1, 2, 3]), (4, [1, 2, 4])])
+def test_warming_up_ends_with_the_largest_batch(largest: int, batches: list[int]) -> None:
+    model = _Greedy()
+    Encoder(model, CPU, torch.float32, (1.0,) * 3, (0.0,) * 3).warm_up(largest)
+    assert model.batches == batches
+
+
+def test_a_batch_that_does_not_fit_is_told_at_the_start() -> None:
+    encoder = Encoder(_Greedy(), CPU, torch.float32, (1.0,) * 3, (0.0,) * 3)
+    with pytest.raises(StartupFault, match=r"^a batch of 6 .* memory of cpu; lower --max-batch-size$"):
+        encoder.warm_up(6)
+
+
+@pytest.mark.parametrize(
+    ("names", "count", "expected"),
+    [
+        ("auto", 0, ["cpu"]),
+        ("auto", 2, ["cuda:0"]),
+        ("cpu", 2, ["cpu"]),
+        ("cuda", 1, ["cuda:0"]),
+        ("cuda:1", 2, ["cuda:1"]),
+        ("cuda:0,cuda:1", 2, ["cuda:0", "cuda:1"]),
+        ("cuda", 0, None),
+        ("cuda:1", 1, None),
+        ("cuda:0,cuda:2", 2, None),
+    ],
+)
+def test_devices(monkeypatch: pytest.MonkeyPatch, names: str, count: int, expected: list[str] | None) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    if expected is None:
+        with pytest.raises(StartupFault, match=rf"^device cuda:\d is not there: torch sees {count} CUDA"):
+            resolve_devices(names)
+    else:
+        assert resolve_devices(names) == [torch.device(name) for name in expected]
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "capability", "units", "expected"),
+    [
+        ("float32", "cuda:0", (9, 0), {"avx512_bf16": True}, torch.float32),
+        ("float16", "cpu", (9, 0), {}, torch.float16),
+        ("bfloat16", "cpu", (7, 0), {}, torch.bfloat16),
+        ("auto", "cuda:0", (8, 0), {}, torch.bfloat16),
+        ("auto", "cuda:0", (9, 0), {}, torch.bfloat16),
+        ("auto", "cuda:0", (7, 5), {"avx512_bf16": True}, torch.float16),
+        ("auto", "cpu", (9, 0), {"avx2": True, "avx512_bf16": False}, torch.float32),
+        ("auto", "cpu", (7, 0), {"avx512_bf16": True}, torch.bfloat16),
+        ("auto", "cpu", (7, 0), {"amx_bf16": True}, torch.bfloat16),
+    ],
+)
+def test_dtypes(
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    device: str,
+    capability: tuple[int, int],
+    units: dict[str, bool],
+    expected: torch.dtype,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
+    assert resolve_dtype(name, torch.device(device)) is expected
+
+
+def _save(folder: Path) -> Path:
+    _tiny_model().save_pretrained(folder)
+    return folder
+
+
+def _without_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def _without_a_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: tensor for name, tensor in tensors.items() if name != "head.probe"}, folder / "model.safetensors")
+
+
+def _cut_weights(folder: Path) -> None:
+    os.truncate(folder / "model.safetensors", (folder / "model.safetensors").stat().st_size // 2)
+
+
+def _change_config(**changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+    return change
+
+
+def _broken_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no config": (lambda folder: (folder / "config.json").unlink(), "cannot be read: .*"),
+    "broken config": (_broken_config, "cannot be read: .*not a valid JSON"),
+    "ViT": (lambda folder: ViTConfig().save_pretrained(folder), "is no SigLIP: its model type is 'vit'"),
+    "CLIP": (lambda folder: CLIPConfig().save_pretrained(folder), "is no SigLIP: its model type is 'clip'"),
+    "unknown type": (_change_config(model_type="nope"), "cannot be read: .*nope"),
+    "no weights": (_without_weights, "has no readable weights .*model.safetensors.*--random-weights true"),
+    "a tensor is missing": (_without_a_tensor, "lacks weights: head.probe"),
+    "a layer is missing": (_change_config(num_hidden_layers=3), "lacks weights: encoder.layers.2"),
+    "other shapes": (_change_config(intermediate_size=48), "has no readable weights"),
+    "cut weights": (_cut_weights, "has no readable weights .*incomplete"),
+    "heads that do not divide": (_change_config(num_attention_heads=5), "divisible"),
+    "a size of words": (_change_config(hidden_size="big"), "cannot be read: .*hidden_size"),
+}
+
+
+@pytest.mark.parametrize(("damage", "reason"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_checkpoint_is_told_in_one_line(damage: Callable[[Path], Any], reason: str, tmp_path: Path) -> None:
+    damage(_save(tmp_path / "checkpoint"))
+    with pytest.raises(StartupFault, match=rf"^checkpoint '{tmp_path}/checkpoint' .*{reason}") as caught:
+        load_model(str(tmp_path / "checkpoint"), None, random_weights=False)
+    assert str(caught.value).isprintable()
+
+
+def test_a_bare_configuration_of_no_model_is_told_in_one_line(tmp_path: Path) -> None:
+    _change_config(num_attention_heads=5)(_save(tmp_path))
+    with pytest.raises(StartupFault, match="divisible"):
+        load_model(str(tmp_path), None, random_weights=True)
+
+
+@pytest.mark.parametrize("checkpoint", ["/no/such/folder", "./nowhere", "~/nowhere"])
+def test_a_missing_folder_is_not_looked_for_on_the_hub(checkpoint: str) -> None:
+    with pytest.raises(StartupFault, match=rf"^checkpoint '{checkpoint}' is no folder$"):
+        load_model(checkpoint, None, random_weights=False)
+
+
+def test_a_checkpoint_of_both_towers_gives_its_vision_tower(tmp_path: Path, batch: Batch) -> None:
+    text = {**SHAPE, "vocab_size": 50, "max_position_embeddings": 8}
+    vision = {**SHAPE, "image_size": 64, "patch_size": 16}
+    model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).eval()
+    model.save_pretrained(tmp_path)
+    with torch.inference_mode():
+        expected = model.get_image_features(torch.from_numpy(batch.pixel_values)).pooler_output.numpy()
+    loaded = load_model(str(tmp_path), None, random_weights=False)
+    assert type(loaded) is SiglipVisionModel and loaded.dtype == torch.float32
+    encoder = Encoder(loaded, CPU, torch.float32, (1.0,) * 3, (0.0,) * 3)
+    _assert_same(encoder.encode_pixel_values(batch.pixel_values), expected, 0.99999)
+
+
+def test_a_half_precision_checkpoint_is_loaded_in_float32(tmp_path: Path) -> None:
+    _tiny_model().to(torch.bfloat16).save_pretrained(tmp_path)
+    assert load_model(str(tmp_path), None, random_weights=False).dtype == torch.float32
+
+
+def test_random_weights_are_the_same_each_time_and_announced(
+    tmp_path: Path, batch: Batch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _without_weights(_save(tmp_path / "bare"))
+    embeddings = []
+    for _ in range(2):
+        torch.rand(1)  # the state of the generator is another each time
+        state = torch.random.get_rng_state()
+        model = load_model(str(tmp_path / "bare"), None, random_weights=True)
+        assert torch.equal(state, torch.random.get_rng_state())
+        embeddings.append(Encoder(model, CPU, torch.float32, (1.0,) * 3, (0.0,) * 3).encode(batch.pixels))
+    first, second = embeddings
+    np.testing.assert_array_equal(first, second)
+    assert first.std() > 0
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert [record.name for record in warnings] == ["service.encoder"] * 2
+    assert "RANDOM WEIGHTS" in warnings[0].message

@@ -1,0 +1,217 @@
+"""Requests in, responses out: parameters, shapes, the rows' way back, and which fault has which status."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from service.endpoint import EmbedImage, EmbedPixelValues, Parameters, Request, Response
+from service.errors import CorruptImage, EmptyInput, Fault, InternalFault
+from service.pipeline import Embedding, Pipeline, Row
+from service.pytriton_compat.fault_wire import read_fault
+
+Given = dict[str, str | int | bool] | None
+
+DEFAULTS = Parameters(base64_encoded=False, normalize=False, embed_model="siglip")
+FAULTS: dict[bytes, Fault] = {
+    b"corrupt": CorruptImage("it is cut"),
+    b"empty": EmptyInput("nothing"),
+    b"ours": InternalFault("no idea"),
+}
+SIDE = 4
+
+
+@dataclass
+class FakeRequest:
+    """What PyTriton hands over, as far as it is used."""
+
+    data: dict[str, npt.NDArray[Any]]
+    parameters: Given = None
+
+
+class FakePipeline:
+    """An embedding is the number that the row's bytes spell, and whether they were base64; three words are faults."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Row]] = []
+
+    def embed(self, rows: Sequence[Row]) -> list[Embedding | Fault]:
+        self.batches.append(list(rows))
+        return [FAULTS.get(row.data) or _embedding(int(row.data), row.base64_encoded) for row in rows]
+
+
+class FakeEncoder:
+    """An embedding is the first pixel value of each channel."""
+
+    image_size = SIDE
+
+    def encode_pixel_values(self, pixel_values: npt.NDArray[np.float32]) -> Embedding:
+        assert pixel_values.dtype == np.float32
+        return pixel_values[:, :, 0, 0]
+
+
+class Broken:
+    """Neither a pipeline nor an encoder that works."""
+
+    image_size = SIDE
+
+    def embed(self, rows: Sequence[Row]) -> list[Embedding | Fault]:
+        raise RuntimeError("/secret/path")
+
+    def encode_pixel_values(self, pixel_values: npt.NDArray[np.float32]) -> Embedding:
+        raise RuntimeError("/secret/path")
+
+
+def _embedding(number: int, base64_encoded: bool = False) -> Embedding:
+    return np.array([number, 2 * number, 3.0 if base64_encoded else 0.0], np.float32)
+
+
+def _embed_image(pipeline: object, defaults: Parameters = DEFAULTS) -> Callable[[Sequence[Request]], list[Response]]:
+    return EmbedImage(cast(Pipeline, pipeline), defaults)
+
+
+def _images(*rows: object, parameters: Given = None) -> FakeRequest:
+    column = np.array([str(row).encode() for row in rows], np.object_).reshape(-1, 1)
+    return FakeRequest({"INPUT_IMAGE": column}, parameters)
+
+
+def _pixels(*values: float, parameters: Given = None) -> FakeRequest:
+    pixel_values = np.stack([np.full((3, SIDE, SIDE), value, np.float32) for value in values])
+    return FakeRequest({"PIXEL_VALUES": pixel_values}, parameters)
+
+
+def _fault(response: Response) -> str:
+    """A fault response as `STATUS code: message`, which is all that it may hold."""
+    fault = read_fault(response)
+    assert fault is not None and len(response) == 1
+    return " ".join(fault)
+
+
+def _rows(response: Response) -> list[list[float]]:
+    assert set(response) == {"EMBEDDING"}, _fault(response)
+    embeddings = response["EMBEDDING"]
+    assert embeddings.dtype == np.float32 and embeddings.ndim == 2
+    rows: list[list[float]] = embeddings.tolist()
+    return rows
+
+
+@pytest.mark.parametrize("given", [None, {}, {"embed_model": "siglip"}, {"normalize": False}], ids=str)
+def test_without_parameters_the_defaults_hold(given: Given) -> None:
+    assert _rows(_embed_image(FakePipeline())([_images(3, parameters=given)])[0]) == [[3, 6, 0]]
+
+
+@pytest.mark.parametrize("default", [False, True])
+@pytest.mark.parametrize("asked", [False, True, None])
+@pytest.mark.parametrize("name", ["base64_encoded", "normalize"])
+def test_a_request_overrides_either_default(name: str, asked: bool | None, default: bool) -> None:
+    defaults = Parameters(**{**vars(DEFAULTS), name: default})
+    request = _images(3, parameters=None if asked is None else {name: asked})
+    (row,) = _rows(_embed_image(FakePipeline(), defaults)([request])[0])
+    holds = default if asked is None else asked
+    expected = _embedding(3, base64_encoded=holds and name == "base64_encoded")
+    assert row == pytest.approx(expected / np.linalg.norm(expected) if holds and name == "normalize" else expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"base64": True}, "invalid_parameter: there is no parameter 'base64'; known are base64_encoded, normalize"),
+        ({"base64_encoded": "true"}, "invalid_parameter: base64_encoded must be of type bool, not 'true'"),
+        ({"base64_encoded": 1}, "invalid_parameter: base64_encoded must be of type bool, not 1"),
+        ({"normalize": 0}, "invalid_parameter: normalize must be of type bool, not 0"),
+        ({"embed_model": True}, "invalid_parameter: embed_model must be of type str, not True"),
+        ({"embed_model": "clip\n"}, r"unknown_model: there is no model 'clip\n'; served: siglip"),
+        ({"embed_model": ""}, "unknown_model: there is no model ''; served: siglip"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("pixel_values", [False, True])
+def test_wrong_parameters_are_the_fault_of_their_request_alone(given: Given, line: str, pixel_values: bool) -> None:
+    make = _pixels if pixel_values else _images
+    endpoint = EmbedPixelValues(FakeEncoder(), DEFAULTS) if pixel_values else _embed_image(FakePipeline())
+    before, wrong, after = endpoint([make(1), make(2, parameters=given), make(3)])
+    assert _fault(wrong).startswith(f"INVALID_ARG {line}")
+    assert [_rows(before)[0][0], _rows(after)[0][0]] == [1, 3]
+
+
+@pytest.mark.parametrize("shape", [(1,), (6,), (0,), (), (0, 1), (3, 2), (2, 0), (2, 1, 3)], ids=str)
+def test_no_shape_of_images_is_trusted(shape: tuple[int, ...]) -> None:
+    pipeline = FakePipeline()
+    wrong, right = _embed_image(pipeline)([FakeRequest({"INPUT_IMAGE": np.full(shape, b"5", np.object_)}), _images(7)])
+    assert _fault(wrong) == f"INVALID_ARG invalid_tensor: INPUT_IMAGE must have the shape [rows, 1], not {list(shape)}"
+    assert _rows(right) == [[7, 14, 0]]
+    assert pipeline.batches == [[Row(b"7", False)]]
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4), (0, 3, 4, 4), (1, 4, 4, 3), (1, 3, 4, 5), (1, 1, 4, 4), (48,)], ids=str)
+def test_no_shape_of_pixel_values_is_trusted(shape: tuple[int, ...]) -> None:
+    endpoint = EmbedPixelValues(FakeEncoder(), DEFAULTS)
+    wrong, right = endpoint([FakeRequest({"PIXEL_VALUES": np.zeros(shape, np.float32)}), _pixels(7)])
+    expected = "INVALID_ARG invalid_tensor: PIXEL_VALUES must have the shape [rows, 3, 4, 4], not"
+    assert _fault(wrong) == f"{expected} {list(shape)}"
+    assert _rows(right) == [[7, 7, 7]]
+
+
+def test_rows_find_their_way_back_to_their_requests() -> None:
+    pipeline = FakePipeline()
+    requests = [
+        _images(1, 2),
+        _images(3, parameters={"base64_encoded": True}),
+        _images("corrupt"),
+        _images(4, 5, 6),
+        _images(7, parameters={"nonsense": 1}),
+        _images(8, "empty", 9, "corrupt"),
+        _images("ours"),
+        _images(10),
+    ]
+    first, second, third, fourth, fifth, sixth, seventh, eighth = _embed_image(pipeline)(requests)
+    assert len(pipeline.batches) == 1
+    assert _rows(first) == [[1, 2, 0], [2, 4, 0]]
+    assert _rows(second) == [[3, 6, 3]]
+    assert _fault(third) == "INVALID_ARG corrupt_image: it is cut"
+    assert _rows(fourth) == [[4, 8, 0], [5, 10, 0], [6, 12, 0]]
+    assert _fault(fifth).startswith("INVALID_ARG invalid_parameter: ")
+    assert _fault(sixth) == "INVALID_ARG empty_input: row 1: nothing"
+    assert _fault(seventh) == "INTERNAL internal_error: no idea"
+    assert _rows(eighth) == [[10, 20, 0]]
+
+
+def test_unit_norms_only_for_the_requests_that_ask() -> None:
+    plain, unit = _embed_image(FakePipeline())([_images(3, 4), _images(3, 0, 10**9, parameters={"normalize": True})])
+    assert _rows(plain) == [[3, 6, 0], [4, 8, 0]]
+    expected = [1 / 5**0.5, 2 / 5**0.5, 0.0]
+    np.testing.assert_allclose(_rows(unit), np.array([expected, [0.0] * 3, expected]), rtol=1e-6)
+
+
+def test_prepared_pixels_find_their_way_back_too() -> None:
+    requests = [_pixels(1, 2), _pixels(3, parameters={"normalize": True}), _pixels(4)]
+    first, second, third = EmbedPixelValues(FakeEncoder(), DEFAULTS)(requests)
+    assert _rows(first) == [[1, 1, 1], [2, 2, 2]] and _rows(third) == [[4, 4, 4]]
+    np.testing.assert_allclose(_rows(second), [[1 / 3**0.5] * 3], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda: _embed_image(Broken())([_images(1), _images(2, 3)]),
+        lambda: EmbedPixelValues(Broken(), DEFAULTS)([_pixels(1), _pixels(2, 3)]),
+        lambda: _embed_image(FakePipeline())([_images(1), FakeRequest({})]),
+    ],
+    ids=["pipeline", "encoder", "request"],
+)
+def test_whatever_breaks_is_logged_and_told_to_nobody(
+    answer: Callable[[], list[Response]], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert {_fault(response) for response in answer()} == {
+        "INTERNAL internal_error: the request could not be answered",
+    }
+    assert "Traceback" in caplog.text and "a batch of 2 requests failed" in caplog.text
+
+
+def test_a_batch_without_a_readable_request_never_reaches_the_pipeline() -> None:
+    pipeline = FakePipeline()
+    assert [_fault(response)[:11] for response in _embed_image(pipeline)([_images()])] == ["INVALID_ARG"]
+    assert pipeline.batches == [] and _embed_image(pipeline)([]) == []

@@ -1,0 +1,191 @@
+"""Settings come from a file, the environment and the command line; whatever is wrong is told in one line, by name."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from pydantic import ValidationError
+
+from service.errors import StartupFault
+from service.settings import Settings, load_settings
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+DEFAULTS = Settings.model_construct()
+
+
+class Sources(NamedTuple):
+    """Where settings come from: the lines of the file, the environment, the command line."""
+
+    file: str = ""
+    environment: str = ""
+    command_line: str = ""
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Sources], Settings]:
+    """Settings of these sources alone."""
+
+    for name in [name for name in os.environ if name.startswith("SERVICE_")]:
+        monkeypatch.delenv(name)
+
+    def from_sources(sources: Sources) -> Settings:
+        for line in sources.environment.split():
+            monkeypatch.setenv(*line.split("=", 1))
+        arguments = sources.command_line.split()
+        if sources.file:
+            (tmp_path / "service.toml").write_text(sources.file)
+            arguments += ["--config", str(tmp_path / "service.toml")]
+        return load_settings(arguments)
+
+    return from_sources
+
+
+@pytest.mark.parametrize(
+    ("sources", "lanes"),
+    [
+        (Sources(), 2),
+        (Sources("lanes = 3"), 3),
+        (Sources("", "SERVICE_LANES=4"), 4),
+        (Sources("", "", "--lanes 5"), 5),
+        (Sources("lanes = 3", "SERVICE_LANES=4"), 4),
+        (Sources("lanes = 3", "", "--lanes 5"), 5),
+        (Sources("lanes = 3", "SERVICE_LANES=4", "--lanes 5"), 5),
+        (Sources("", "SERVICE_LANES=4", "--lanes=5"), 5),
+    ],
+)
+def test_the_command_line_wins_over_the_environment_over_the_file(
+    load: Callable[[Sources], Settings], sources: Sources, lanes: int
+) -> None:
+    settings = load(sources)
+    assert settings.lanes == lanes
+    # The other settings keep their defaults.
+    assert settings.model_copy(update={"lanes": 2, "config": None}) == DEFAULTS
+
+
+def test_each_source_adds_to_the_others(load: Callable[[Sources], Settings]) -> None:
+    file = 'http_port = 9000\ngrpc_port = 9001\nbackground = "none"\nexif_orientation = false\ndevice = "cuda:0,cuda:1"'
+    settings = load(Sources(file, "SERVICE_METRICS_PORT=0", "--dtype float16 --default-normalize true"))
+    assert settings.ports == {"http_port": 9000, "grpc_port": 9001}
+    assert (settings.dtype, settings.default_normalize, settings.exif_orientation) == ("float16", True, False)
+    assert (settings.device, settings.background_rgb) == ("cuda:0,cuda:1", None)
+
+
+def test_the_environment_may_name_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, load: Callable[[Sources], Settings]
+) -> None:
+    (tmp_path / "other.toml").write_text("lanes = 7")
+    monkeypatch.setenv("SERVICE_CONFIG", str(tmp_path / "other.toml"))
+    assert load(Sources()).lanes == 7
+
+
+@pytest.mark.parametrize(
+    ("sources", "ports"),
+    [
+        (Sources("grpc_port = 9001", "", "--http-port 8001"), [8001, 9001, 8002]),
+        (Sources("metrics_port = 0", "SERVICE_HTTP_PORT=8002"), [8002, 8001]),
+        (Sources("http_port = 8001\ngrpc_port = 8000"), [8001, 8000, 8002]),
+        (Sources("grpc_port = 9001", "SERVICE_METRICS_PORT=0", "--http-port 0"), [9001]),
+    ],
+)
+def test_ports_are_compared_when_all_sources_are_joined(
+    load: Callable[[Sources], Settings], sources: Sources, ports: list[int]
+) -> None:
+    assert list(load(sources).ports.values()) == ports
+
+
+@pytest.mark.parametrize(
+    ("background", "rgb"),
+    [("white", (255, 255, 255)), ("#0a0b0c", (10, 11, 12)), ("#0a0b0c80", (10, 11, 12)), ("none", None)],
+)
+def test_background_colours(
+    load: Callable[[Sources], Settings], background: str, rgb: tuple[int, int, int] | None
+) -> None:
+    assert load(Sources("", "", f"--background {background}")).background_rgb == rgb
+
+
+def test_help_lists_every_setting_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        load_settings(["--help"])
+    assert caught.value.code == 0
+    options = {part.split()[0]: " ".join(part.split()) for part in capsys.readouterr().out.split("\n  --")[1:]}
+    assert set(options) == {name.replace("_", "-") for name in Settings.model_fields}
+    for name, field in Settings.model_fields.items():
+        option = options[name.replace("_", "-")]
+        assert field.description and field.description in option
+        assert f"(default: {field.default})" in option
+
+
+# What each way of giving a setting makes of it, and what the line has to name.
+BAD = [
+    ("lanez", "3", "lanez"),
+    ("http_port", "99999", "http_port"),
+    ("http_port", "-1", "http_port"),
+    ("http_port", "web", "http_port"),
+    ("dtype", "int4", "dtype"),
+    ("random_weights", "maybe", "random_weights"),
+    ("background", "nocolour", "background"),
+    ("device", "gpu", "device"),
+    ("device", "cuda:0,cpu", "device"),
+    ("device", "cuda:", "device"),
+    ("model_alias", "a/b", "model_alias"),
+    ("log_level", "LOUD", "log_level"),
+    ("lanes", "0", "lanes"),
+    ("max_batch_size", "4097", "max_batch_size"),
+    ("max_image_pixels", "200000000", "max_image_pixels"),
+    ("grpc_port", "8000", "grpc_port"),
+]
+
+
+@pytest.mark.parametrize("way", Sources._fields)
+@pytest.mark.parametrize(("name", "value", "named"), BAD)
+def test_a_wrong_setting_is_told_in_one_line_by_name(
+    load: Callable[[Sources], Settings], way: str, name: str, value: str, named: str
+) -> None:
+    sources = {
+        "file": Sources(f'{name} = "{value}"'),
+        "environment": Sources("", f"SERVICE_{name.upper()}={value}"),
+        "command_line": Sources("", "", f"--{name.replace('_', '-')}={value}"),
+    }
+    with pytest.raises(StartupFault) as caught:
+        load(sources[way])
+    line = str(caught.value)
+    assert named in line.lower().replace("-", "_")
+    assert line.isprintable() and len(line) < 250
+
+
+@pytest.mark.parametrize(
+    ("sources", "words"),
+    [
+        (Sources("", "", "--http-port 0 --grpc-port 0"), "http_port and grpc_port are both off"),
+        (Sources("", "", "--http-port 9 --metrics-port 9"), "two ports are the same"),
+        (Sources("grpc_port = 9001", "", "--http-port 9001"), "two ports are the same"),
+        (Sources("", "", "--config /no/such/file.toml"), "the settings file /no/such/file.toml is not there"),
+        (Sources("", "", "--config /"), "the settings file / is not there"),
+        # Readable by its mode, but not by anybody.
+        (Sources("", "", "--config /proc/self/mem"), "the settings file /proc/self/mem"),
+        (Sources("lanes ="), "service.toml is not valid TOML: "),
+        (Sources("lanes = 1\nlanes = 2"), "service.toml is not valid TOML: "),
+        (Sources("[http]\nport = 1"), "there is no setting 'http'"),
+        (Sources("", "", "--lanes"), "--lanes"),
+        (Sources("", "", "--lan 3"), "--lan"),
+        (Sources("", "", "lanes"), "lanes"),
+    ],
+)
+def test_what_cannot_be_read_or_combined_is_told_in_one_line(
+    load: Callable[[Sources], Settings], sources: Sources, words: str
+) -> None:
+    with pytest.raises(StartupFault) as caught:
+        load(sources)
+    assert words in str(caught.value) and str(caught.value).isprintable()
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        load_settings([]).lanes = 3
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_each_deployments_file_is_valid(path: Path) -> None:
+    assert load_settings(["--config", str(path)]).config == path
