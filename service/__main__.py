@@ -1,6 +1,7 @@
 """`python -m service`: settings -> logging -> server."""
 
 import logging
+import os
 import signal
 import sys
 
@@ -22,8 +23,12 @@ def main() -> int:
 
     try:
         serve(settings)
-    except (StartupFault, ServiceFailure) as fault:
+    except StartupFault as fault:
         return _complain(fault, 1)
+    except ServiceFailure as failure:
+        _complain(failure, 1)
+        # Lanes may still be inside the model, and an interpreter that ends under such threads aborts.
+        os._exit(1)
     return 0
 
 

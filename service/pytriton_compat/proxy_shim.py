@@ -1,7 +1,7 @@
 """Runs inside Triton's Python stub, as the `model.py` in front of PyTriton's own (kept beside it as `proxy_model.py`).
 
 PyTriton's proxy can fail a whole batch only, and sends the traceback along; a response that it cannot convert freezes
-its lane for ever; its lanes race at start. The three functions replaced here mend that.
+its lane for ever; its lanes race at start. What is replaced here mends that.
 """
 
 import time
@@ -10,14 +10,24 @@ import triton_python_backend_utils as pb_utils
 
 from . import proxy_model
 from .fault_wire import read_fault
-from .proxy_model import TritonPythonModel
-
-__all__ = ["TritonPythonModel"]
 
 _HANDSHAKE_SECONDS = 300.0
 
 _wrap_response = proxy_model._wrap_response
 _get_config = proxy_model.get_config_from_handshake_server
+
+
+class TritonPythonModel(proxy_model.TritonPythonModel):
+    """What Triton loads."""
+
+    def execute(self, triton_requests):
+        """One response a request; a failure of the proxy itself reaches the clients without its traceback."""
+        try:
+            return super().execute(triton_requests)
+        except Exception as error:
+            proxy_model.LOGGER.error(f"a batch could not be answered: {error!r}")
+            message = "internal_error: the request could not be answered"
+            return [_error(message, pb_utils.TritonError.INTERNAL) for _ in triton_requests]
 
 
 def wrap_response_or_fault(response, requested_outputs, model_outputs):

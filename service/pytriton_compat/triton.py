@@ -1,5 +1,6 @@
 """PyTriton's server with faults for single requests, a start that fails fast and an end that drops nothing."""
 
+import atexit
 import contextlib
 import hashlib
 import logging
@@ -8,6 +9,7 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         self._triton_server_config["log-info"] = verbose
         self._line = self._last_line = ""
         self._serving = False
+        self._hopeless = False
         self._processes: list[psutil.Process] = []
 
     @property
@@ -82,10 +85,11 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
     def start(self, interrupted: threading.Event) -> bool:
         """Start tritonserver, wait until every model answers, and take note of its processes.
 
-        Returns whether it is ready, False as soon as `interrupted` is set.
+        Returns whether it is ready, False when `interrupted` was set before.
 
         Raises:
             StartupFault: tritonserver ended, or was not ready in time.
+            ServiceFailure: one of its processes died.
         """
         self._offer_libpython()
         self._run_server()
@@ -93,9 +97,15 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         while not self._is_ready():
             self._check_start(deadline)
             if interrupted.wait(_POLL_SECONDS):
+                self._hopeless = True
                 return False
-        self._connect(deadline)
         self._processes = self._living_processes()
+        # In a thread, because PyTriton waits for a dead part for minutes.
+        connected = threading.Event()
+        threading.Thread(target=self._connect, args=(connected,), daemon=True).start()
+        while not connected.wait(_POLL_SECONDS):
+            self.check_alive()
+            self._check_start(deadline)
         self._serving = True
         return True
 
@@ -106,7 +116,8 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             ServiceFailure: one of them has died.
         """
         for process in self._processes:
-            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+            if _has_died(process):
+                self._hopeless = True
                 raise ServiceFailure(f"process {process.pid} of tritonserver has died, no request can be answered")
 
     def drain(self) -> None:
@@ -129,23 +140,24 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             raise ServiceFailure(f"requests were still in flight after {_DRAIN_SECONDS:.0f} s and are dropped")
 
     def stop(self) -> bool:
-        """Stop tritonserver, its processes and its shared memory; safe to call in any state."""
+        """Stop tritonserver and all its processes; safe to call in any state."""
+        atexit.unregister(self.stop)
         processes = {*self._processes, *self._living_processes()}
-        stopped: bool = super().stop()
-        _, alive = psutil.wait_procs(processes, timeout=5)
-        for process in alive:
-            process.kill()
-        # A stub that was killed leaves its segments behind.
-        for segment in Path("/dev/shm").glob(f"{self._python_backend_config['shm-region-prefix-name']}*"):
-            segment.unlink(missing_ok=True)
+        # PyTriton's own way asks every part to end and waits, for minutes where one is dead or still starting.
+        stopped = False if self._hopeless else bool(super().stop())
+        _, alive = psutil.wait_procs(processes, timeout=0 if self._hopeless else 5)
+        if alive:
+            _kill(alive)
         return stopped
 
     def _living_processes(self) -> list[psutil.Process]:
         """tritonserver and all below it: a stub for each lane, and the process that keeps their shared memory."""
         if not self._is_alive_impl():
             return []
-        server = psutil.Process(self._triton_server._tritonserver_running_cmd.pid)
-        return [server, *server.children(recursive=True)]
+        with contextlib.suppress(psutil.NoSuchProcess):
+            server = psutil.Process(self._triton_server._tritonserver_running_cmd.pid)
+            return [server, *server.children(recursive=True)]
+        return []
 
     def _report_not_ready(self, client: Any) -> None:
         """Turn `/v2/health/ready` to false for good, by a model that cannot load.
@@ -195,19 +207,46 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
 
     def _check_start(self, deadline: float) -> None:
         if not self._triton_server.is_alive():
+            self._hopeless = True
             raise StartupFault(f"tritonserver ended while it started; its last line: {self._last_line[:500]}")
         if time.monotonic() > deadline:
+            self._hopeless = True
             raise StartupFault(f"tritonserver was not ready after {_START_SECONDS:.0f} s")
 
-    def _connect(self, deadline: float) -> None:
+    def _connect(self, connected: threading.Event) -> None:
         """Connect the callables; PyTriton gives the first lane one second to answer, which a busy machine exceeds."""
-        while True:
+        while not connected.is_set():
             try:
                 self.connect()
-                return
-            except (OSError, ValueError):
-                self._check_start(deadline)
+                connected.set()
+            except Exception as error:
+                logger.debug("the callables are not connected yet: %r", error)
                 time.sleep(_POLL_SECONDS)
+
+
+def _has_died(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE) or not process.is_running()
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    """End the processes at once, and remove the shared memory that they can no longer remove themselves."""
+    segments = {path for process in [psutil.Process(), *processes] for path in _shared_memory(process)}
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    for segment in segments:
+        segment.unlink(missing_ok=True)
+
+
+def _shared_memory(process: psutil.Process) -> list[Path]:
+    """The files of /dev/shm that a process has mapped and that are still there."""
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
+        paths = (Path(each.path) for each in process.memory_maps())
+        return [path for path in paths if path.parent == Path("/dev/shm") and path.exists()]
+    return []
 
 
 def _install_shim(model_folder: Path) -> None:

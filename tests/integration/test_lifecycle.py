@@ -72,14 +72,19 @@ def test_it_becomes_ready_every_time_on_a_busy_machine(tmp_path: Path) -> None:
     assert outcomes == ["answered and ended with 0"] * STARTS
 
 
-def test_a_dead_part_ends_the_service_with_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["tritonserver", "embed_image_0_0", "embed_image_0_1", "siglip_0_0", "spawn_main"])
+def test_a_dead_part_ends_the_service_with_an_error(tmp_path: Path, part: str) -> None:
+    """Triton, the stub of a lane, or the process that keeps a model's shared memory."""
     shared_memory = set(os.listdir("/dev/shm"))
-    with service(tmp_path) as running:
-        stub = next(each for each in running.family() if "triton_python" in each.name())
-        stub.kill()
-        assert running.process.wait(60) == 1
-        assert f"error: process {stub.pid} of tritonserver has died" in running.output()
+    with service(tmp_path) as running, _load(running, clients=4):
+        family = running.family()[1:]
+        victim = next(each for each in family if any(part in word for word in each.cmdline()))
+        victim.kill()
+        assert running.process.wait(20) == 1, running.output()
+        error = f"error: process {victim.pid} of tritonserver has died, no request can be answered\n"
+        assert error in running.output()
         assert os.listdir(running.temporary) == []
+    assert not psutil.wait_procs(family, timeout=5)[1]
     assert set(os.listdir("/dev/shm")) <= shared_memory
 
 

@@ -23,8 +23,10 @@ import logging
 LOGGER = logging.getLogger("proxy")
 ANSWERS, CALLS = [], []
 class TritonPythonModel:
-    def execute(self, *args):
-        return _wrap_response(*args)
+    def execute(self, triton_requests):
+        if "no lane" in triton_requests:
+            raise RuntimeError("a traceback with /secret/path")
+        return [_wrap_response(*request) for request in triton_requests]
     def initialize(self, path):
         return get_config_from_handshake_server(path)
 def _wrap_response(response, requested_outputs, model_outputs):
@@ -88,7 +90,13 @@ def shim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def _execute(shim: Any, data: dict[str, Any]) -> Any:
     """Through the model that Triton loads, so that the replacement is what it calls."""
-    return shim.TritonPythonModel().execute(SimpleNamespace(data=data), ["EMBEDDING"], {"EMBEDDING": "FP32"})
+    request = (SimpleNamespace(data=data), ["EMBEDDING"], {"EMBEDDING": "FP32"})
+    return shim.TritonPythonModel().execute([request])[0]
+
+
+def test_a_failure_of_the_proxy_keeps_its_traceback_to_itself(shim: Any) -> None:
+    answers = shim.TritonPythonModel().execute(["no lane", "either"])
+    assert [answer.error.told for answer in answers] == [(1, "internal_error: the request could not be answered")] * 2
 
 
 def test_a_response_goes_the_proxys_own_way(shim: Any) -> None:
