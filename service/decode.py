@@ -73,7 +73,7 @@ class Decoder:
         try:
             self._check_header(image)
             return self._to_rgb(image)
-        except Fault:
+        except (Fault, MemoryError):
             raise
         # Pillow's decoders raise nearly every built-in exception on damaged data.
         except Exception as error:
@@ -127,7 +127,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise _too_many_pixels("the header", max_pixels) from error
+        raise _too_many_pixels("the image", max_pixels) from error
     except Exception as error:
         # A known signature in front of a header that cannot be read is damage, not an unknown format.
         if _has_known_signature(data):

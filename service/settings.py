@@ -34,6 +34,12 @@ def _background(value: str) -> str:
     return value
 
 
+def _model_alias(value: str) -> str:
+    if value.lower() in ("embed_image", "draining"):
+        raise ValueError("this name is taken by the service itself")
+    return value
+
+
 class Settings(BaseSettings):
     """Turn images into SigLIP embeddings, over the KServe v2 protocol.
 
@@ -59,7 +65,7 @@ class Settings(BaseSettings):
     random_weights: bool = Field(
         False, description="seeded random weights for a checkpoint that is a bare configuration; for load tests only"
     )
-    model_alias: str = Field(
+    model_alias: Annotated[str, AfterValidator(_model_alias)] = Field(
         "siglip",
         pattern=r"^[A-Za-z0-9._-]+$",
         description="name of the served model: the one value of the parameter embed_model, and the PIXEL_VALUES model",

@@ -130,6 +130,7 @@ BAD = [
     ("device", "cuda:0,cpu", "device"),
     ("device", "cuda:", "device"),
     ("model_alias", "a/b", "model_alias"),
+    ("model_alias", "Embed_Image", "model_alias"),
     ("log_level", "LOUD", "log_level"),
     ("lanes", "0", "lanes"),
     ("max_batch_size", "4097", "max_batch_size"),

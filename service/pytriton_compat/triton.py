@@ -133,10 +133,12 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
                 for model in reversed(list(self._model_manager.models)):
                     client.unload_model(model.model_name, headers=self._headers)
             except (OSError, InferenceServerException) as error:
+                self._hopeless = True
                 raise ServiceFailure(f"tritonserver could not be asked to finish its requests: {error}") from error
         # Triton ends a model's stubs, its only children, when the last of its requests has been answered.
         _, busy = psutil.wait_procs(self._processes[1:], timeout=_DRAIN_SECONDS)
         if busy:
+            self._hopeless = True
             raise ServiceFailure(f"requests were still in flight after {_DRAIN_SECONDS:.0f} s and are dropped")
 
     def stop(self) -> bool:
@@ -174,7 +176,10 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         super()._initialize_server()
         # In a session of its own: Ctrl-C in a terminal signals the whole process group, and tritonserver would end
         # with requests in flight while this process still wants to drain.
-        self._triton_server._server_path = Path(f"{shutil.which('setsid')} {self._triton_server._server_path}")
+        setsid = shutil.which("setsid")
+        if setsid is None:
+            raise StartupFault("the command setsid is missing; install util-linux")
+        self._triton_server._server_path = Path(f"{setsid} {self._triton_server._server_path}")
         # PyTriton's own method keeps all that Triton ever prints. Either is handed one byte at a time.
         self._triton_server._record_logs = self._log_output
 

@@ -19,7 +19,7 @@ from tests.integration.clients import (
     read_raw_answer,
 )
 from tests.integration.reference import cosines, photographs
-from tests.integration.service_process import ServiceProcess
+from tests.integration.service_process import ServiceProcess, wait_for
 
 
 @pytest.mark.parametrize("style", EMBED_BY)
@@ -81,6 +81,17 @@ def test_metadata_config_statistics_health_and_metrics(running: ServiceProcess) 
         assert requests.get(running.url + path, timeout=30).status_code == 200
     metrics = requests.get(f"http://127.0.0.1:{running.metrics_port}/metrics", timeout=30).text
     assert 'nv_inference_request_success{model="embed_image",version="1"}' in metrics
+
+
+def test_the_statistics_of_siglip_move_without_clients(running: ServiceProcess) -> None:
+    """perf_analyzer's --bls-composing=siglip gives up on a model that serves nothing."""
+
+    def served() -> int:
+        (statistics,) = requests.get(f"{running.url}/v2/models/siglip/stats", timeout=30).json()["model_stats"]
+        return int(statistics["inference_stats"]["queue"]["count"])
+
+    before = served()
+    wait_for(lambda: served() >= before + 2, seconds=30)
 
 
 @pytest.mark.parametrize("path", ["repository/index", "repository/models/siglip/unload", "logging", "trace/setting"])

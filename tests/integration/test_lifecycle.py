@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import requests
 
 from tests.integration.clients import RAW_HEADERS, embed_triton_grpc, post_raw
 from tests.integration.reference import photographs
-from tests.integration.service_process import ServiceProcess, service
+from tests.integration.service_process import ServiceProcess, service, wait_for
 
 STARTS = 20
 AT_A_TIME = 4
@@ -29,7 +29,7 @@ AT_A_TIME = 4
 def test_a_signal_under_load_drops_nothing_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     shared_memory = set(os.listdir("/dev/shm"))
     with service(tmp_path) as running, _load(running, clients=16) as answers:
-        _wait_for(lambda: len(answers) > 100)
+        wait_for(lambda: len(answers) > 100)
         family = running.family()
         signalled_at = time.monotonic()
         # A terminal's Ctrl-C reaches the whole process group.
@@ -56,7 +56,7 @@ def test_a_signal_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
     shared_memory = set(os.listdir("/dev/shm"))
     starting = ServiceProcess(tmp_path)
     try:
-        _wait_for(lambda: any("tritonserver" in each.name() for each in starting.family()))
+        wait_for(lambda: any("tritonserver" in each.name() for each in starting.family()))
         family = starting.family()
         assert starting.stop() == 0, starting.output()
         assert not psutil.wait_procs(family, timeout=5)[1]
@@ -91,7 +91,7 @@ def test_a_dead_part_ends_the_service_with_an_error(tmp_path: Path, part: str) -
 def test_grpc_alone_is_enough(tmp_path: Path) -> None:
     process = ServiceProcess(tmp_path, "--http-port", "0", "--metrics-port", "0")
     try:
-        _wait_for(lambda: "ready: embed_image" in process.output() or process.process.poll() is not None)
+        wait_for(lambda: "ready: embed_image" in process.output() or process.process.poll() is not None)
         assert embed_triton_grpc(process, photographs()).shape[0] == 4
         assert process.stop() == 0
     finally:
@@ -136,13 +136,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _wait_for(condition: Callable[[], bool], seconds: float = 240.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not so after {seconds} s"
-        time.sleep(0.05)
 
 
 @contextlib.contextmanager
