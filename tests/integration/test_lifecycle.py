@@ -66,6 +66,7 @@ def test_a_signal_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
         starting.kill()
 
 
+@pytest.mark.timeout(1200)
 def test_it_becomes_ready_every_time_on_a_busy_machine(tmp_path: Path) -> None:
     with _busy_cores(2), ThreadPoolExecutor(AT_A_TIME) as threads:
         outcomes = list(threads.map(_start_embed_stop, [tmp_path] * STARTS))
