@@ -103,7 +103,8 @@ class Decoder:
             return _high_byte(image).convert("RGB")
         if self.background is not None and image.has_transparency_data:
             return _composite(image, self.background)
-        return image.convert("RGB")
+        # convert() would copy an image that is RGB already.
+        return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _decode_base64(text: bytes) -> bytes:
