@@ -64,12 +64,12 @@ class Parameters:
         merged: dict[str, Any] = {**vars(self), **(request.parameters or {})}
         for name, value in merged.items():
             if name not in vars(self):
-                raise InvalidParameter(f"there is no parameter {name!r}; known are {', '.join(vars(self))}")
+                raise InvalidParameter(f"there is no parameter {name!r:.100}; known are {', '.join(vars(self))}")
             expected = type(vars(self)[name])
             if type(value) is not expected:
-                raise InvalidParameter(f"{name} must be of type {expected.__name__}, not {value!r}")
+                raise InvalidParameter(f"{name} must be of type {expected.__name__}, not {value!r:.100}")
         if merged["embed_model"] != self.embed_model:
-            raise UnknownModel(f"there is no model {merged['embed_model']!r}; served: {self.embed_model}")
+            raise UnknownModel(f"there is no model {merged['embed_model']!r:.100}; served: {self.embed_model}")
         return Parameters(**merged)
 
 

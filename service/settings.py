@@ -176,4 +176,4 @@ def _describe(error: ValidationError) -> str:
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"there is no setting {name!r}; see --help"
-    return f"{name}: {first['msg']}" + (f", not {first['input']!r}" if name else "") if name else first["msg"]
+    return f"{name}: {first['msg']}, not {first['input']!r}"
