@@ -13,6 +13,7 @@ from service.encoder import Encoder, load_model, resolve_devices, resolve_dtype
 from service.pipeline import Pipeline, Row
 from service.preprocess import Preprocessor
 from tests import images
+from tests.cosines import cosines
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,7 +46,7 @@ def test_a_batch_of_60_has_the_reference_embeddings(checkpoint: str, dtype: str)
         outcomes = Pipeline(_DECODER, preprocessor, encoder, threads).embed(batch)
     embeddings = np.stack([outcome for outcome in outcomes if isinstance(outcome, np.ndarray)])
     assert embeddings.shape == (60, encoder.dimension)
-    assert _cosines(embeddings, np.concatenate([expected] * 60)[:60]).min() >= LEAST_COSINE[dtype]
+    assert cosines(embeddings, np.concatenate([expected] * 60)[:60]).min() >= LEAST_COSINE[dtype]
 
 
 def test_auto_is_the_first_cuda_device_in_a_dtype_it_has_units_for() -> None:
@@ -65,10 +66,3 @@ def _reference(model: torch.nn.Module, preprocessor: Preprocessor, row: Row) -> 
         tensor = torch.from_numpy(values.transpose(2, 0, 1)[None].astype(np.float32))
         embedding: npt.NDArray[np.float32] = model(pixel_values=tensor).pooler_output.numpy()
     return embedding
-
-
-def _cosines(left: npt.NDArray[np.float32], right: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    left64, right64 = left.astype(np.float64), right.astype(np.float64)
-    norms = np.linalg.norm(left64, axis=1) * np.linalg.norm(right64, axis=1)
-    cosines: npt.NDArray[np.float64] = (left64 * right64).sum(axis=1) / norms
-    return cosines

@@ -44,11 +44,3 @@ def embed(encoded: Sequence[bytes]) -> Embeddings:
     with torch.inference_mode():
         rows = [_model()(pixel_values=torch.from_numpy(value[None])).pooler_output[0].numpy() for value in values]
     return np.stack(rows)
-
-
-def cosines(left: Embeddings, right: Embeddings) -> npt.NDArray[np.float64]:
-    """The cosine of each row of one with the same row of the other, `[N]`."""
-    assert left.shape == right.shape
-    left, right = (side / np.linalg.norm(side.astype(np.float64), axis=1, keepdims=True) for side in (left, right))
-    result: npt.NDArray[np.float64] = (left * right).sum(axis=1)
-    return result

@@ -8,6 +8,7 @@ import requests
 import tritonclient.grpc
 from PIL import Image
 
+from tests.cosines import cosines
 from tests.integration import reference
 from tests.integration.clients import (
     EMBED_BY,
@@ -18,7 +19,7 @@ from tests.integration.clients import (
     post_raw,
     read_raw_answer,
 )
-from tests.integration.reference import cosines, photographs
+from tests.integration.reference import photographs
 from tests.integration.service_process import ServiceProcess, wait_for
 
 

@@ -13,8 +13,9 @@ import tritonclient.grpc
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
+from tests.cosines import cosines
 from tests.integration.clients import RAW_HEADERS, base64_text, post_json, post_raw, read_raw_answer
-from tests.integration.reference import cosines, photographs
+from tests.integration.reference import photographs
 from tests.integration.service_process import ServiceProcess
 
 
