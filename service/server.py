@@ -49,7 +49,7 @@ def serve(settings: Settings) -> None:
         StartupFault: the service cannot start; the message says what to change.
         ServiceFailure: a part of the running service has died, or accepted requests could not be answered.
     """
-    _check_ports(settings)
+    _check_ports_are_free(settings)
     preprocessor, encoders = _load_checkpoint(settings)
     with contextlib.ExitStack() as stack:
         decode_threads = stack.enter_context(_decode_threads(settings.decode_threads))
@@ -66,7 +66,7 @@ def serve(settings: Settings) -> None:
     logger.info("stopped")
 
 
-def _check_ports(settings: Settings) -> None:
+def _check_ports_are_free(settings: Settings) -> None:
     """Triton itself notices a taken port only after two minutes."""
     for name, port in settings.ports.items():
         with socket.socket() as probe:

@@ -137,7 +137,7 @@ def load_settings(arguments: Sequence[str]) -> Settings:
         settings = Settings(**command_line)
         if settings.config is not None:
             settings = Settings(**command_line, **_read_file(settings.config))
-        _check_ports(settings)
+        _refuse_unusable_ports(settings)
         return settings
     except SettingsError as error:
         raise StartupFault(str(error).removeprefix("error parsing CLI: ")) from error
@@ -156,7 +156,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise StartupFault(f"the settings file {path} is not valid TOML: {error}") from error
 
 
-def _check_ports(settings: Settings) -> None:
+def _refuse_unusable_ports(settings: Settings) -> None:
     if not (settings.http_port or settings.grpc_port):
         raise StartupFault("http_port and grpc_port are both off: nobody could reach the service")
     if len(set(settings.ports.values())) < len(settings.ports):

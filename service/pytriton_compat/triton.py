@@ -60,7 +60,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         self._triton_server_config["log-info"] = verbose
         self._line = self._last_line = ""
         self._serving = False
-        self._hopeless = False
+        self._drained = False
         self._processes: list[psutil.Process] = []
 
     @property
@@ -97,7 +97,6 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         while not self._is_ready():
             self._check_start(deadline)
             if interrupted.wait(_POLL_SECONDS):
-                self._hopeless = True
                 return False
         self._processes = self._living_processes()
         # In a thread, because PyTriton waits for a dead part for minutes.
@@ -117,7 +116,6 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         """
         for process in self._processes:
             if _has_died(process):
-                self._hopeless = True
                 raise ServiceFailure(f"process {process.pid} of tritonserver has died, no request can be answered")
 
     def drain(self) -> None:
@@ -133,21 +131,20 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
                 for model in reversed(list(self._model_manager.models)):
                     client.unload_model(model.model_name, headers=self._headers)
             except (OSError, InferenceServerException) as error:
-                self._hopeless = True
                 raise ServiceFailure(f"tritonserver could not be asked to finish its requests: {error}") from error
         # Triton ends a model's stubs, its only children, when the last of its requests has been answered.
         _, busy = psutil.wait_procs(self._processes[1:], timeout=_DRAIN_SECONDS)
         if busy:
-            self._hopeless = True
             raise ServiceFailure(f"requests were still in flight after {_DRAIN_SECONDS:.0f} s and are dropped")
+        self._drained = True
 
     def stop(self) -> bool:
         """Stop tritonserver and all its processes; safe to call in any state."""
         atexit.unregister(self.stop)
         processes = {*self._processes, *self._living_processes()}
         # PyTriton's own way asks every part to end and waits, for minutes where one is dead or still starting.
-        stopped = False if self._hopeless else bool(super().stop())
-        _, alive = psutil.wait_procs(processes, timeout=0 if self._hopeless else 5)
+        stopped = bool(super().stop()) if self._drained else False
+        _, alive = psutil.wait_procs(processes, timeout=5 if self._drained else 0)
         if alive:
             _kill(alive)
         return stopped
@@ -212,10 +209,8 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
 
     def _check_start(self, deadline: float) -> None:
         if not self._triton_server.is_alive():
-            self._hopeless = True
             raise StartupFault(f"tritonserver ended while it started; its last line: {self._last_line[:500]}")
         if time.monotonic() > deadline:
-            self._hopeless = True
             raise StartupFault(f"tritonserver was not ready after {_START_SECONDS:.0f} s")
 
     def _connect(self, connected: threading.Event) -> None:

@@ -70,51 +70,51 @@ def _tensor(images: Sequence[bytes]) -> npt.NDArray[np.object_]:
     return np.array(images, np.object_).reshape(-1, 1)
 
 
-def _input(module: Any, images: Sequence[bytes]) -> Any:
+def triton_input(module: Any, images: Sequence[bytes]) -> Any:
+    """INPUT_IMAGE with one row an image, for `module`, which is tritonclient.http or tritonclient.grpc."""
     tensor = _tensor(images)
     infer_input = module.InferInput("INPUT_IMAGE", list(tensor.shape), "BYTES")
     infer_input.set_data_from_numpy(tensor)
     return infer_input
 
 
+def _embed_triton(module: Any, port: int, images: Sequence[bytes]) -> Embeddings:
+    with module.InferenceServerClient(f"127.0.0.1:{port}") as client:
+        result: Embeddings = client.infer("embed_image", [triton_input(module, images)]).as_numpy("EMBEDDING")
+        return result
+
+
+def _embed_triton_async(module: Any, port: int, images: Sequence[bytes]) -> Embeddings:
+    async def embed() -> Embeddings:
+        async with module.aio.InferenceServerClient(f"127.0.0.1:{port}") as client:
+            calls = [client.infer("embed_image", [triton_input(module, [image])]) for image in images]
+            return np.concatenate([result.as_numpy("EMBEDDING") for result in await asyncio.gather(*calls)])
+
+    return asyncio.run(embed())
+
+
 def embed_triton_http(service: ServiceProcess, images: Sequence[bytes]) -> Embeddings:
     """tritonclient over HTTP, binary tensor data both ways."""
-    with tritonclient.http.InferenceServerClient(f"127.0.0.1:{service.http_port}") as client:
-        result: Embeddings = client.infer("embed_image", [_input(tritonclient.http, images)]).as_numpy("EMBEDDING")
-        return result
+    return _embed_triton(tritonclient.http, service.http_port, images)
 
 
 def embed_triton_grpc(service: ServiceProcess, images: Sequence[bytes]) -> Embeddings:
     """tritonclient over gRPC."""
-    with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{service.grpc_port}") as client:
-        result: Embeddings = client.infer("embed_image", [_input(tritonclient.grpc, images)]).as_numpy("EMBEDDING")
-        return result
+    return _embed_triton(tritonclient.grpc, service.grpc_port, images)
 
 
 def embed_triton_http_async(service: ServiceProcess, images: Sequence[bytes]) -> Embeddings:
     """tritonclient's asyncio client over HTTP, one request an image, all at once."""
-
-    async def embed() -> Embeddings:
-        async with tritonclient.http.aio.InferenceServerClient(f"127.0.0.1:{service.http_port}") as client:
-            calls = [client.infer("embed_image", [_input(tritonclient.http, [image])]) for image in images]
-            return np.concatenate([result.as_numpy("EMBEDDING") for result in await asyncio.gather(*calls)])
-
-    return asyncio.run(embed())
+    return _embed_triton_async(tritonclient.http, service.http_port, images)
 
 
 def embed_triton_grpc_async(service: ServiceProcess, images: Sequence[bytes]) -> Embeddings:
     """tritonclient's asyncio client over gRPC, one request an image, all at once."""
-
-    async def embed() -> Embeddings:
-        async with tritonclient.grpc.aio.InferenceServerClient(f"127.0.0.1:{service.grpc_port}") as client:
-            calls = [client.infer("embed_image", [_input(tritonclient.grpc, [image])]) for image in images]
-            return np.concatenate([result.as_numpy("EMBEDDING") for result in await asyncio.gather(*calls)])
-
-    return asyncio.run(embed())
+    return _embed_triton_async(tritonclient.grpc, service.grpc_port, images)
 
 
 def embed_model_client(service: ServiceProcess, images: Sequence[bytes]) -> Embeddings:
-    """PyTriton's own client; as_numpy-like arrays of fixed-width bytes would cut trailing zero bytes."""
+    """PyTriton's own client, given objects: numpy's fixed-width bytes lose trailing zeros."""
     with ModelClient(service.url, "embed_image") as client:
         result: Embeddings = client.infer_batch(INPUT_IMAGE=_tensor(images))["EMBEDDING"]
         return result

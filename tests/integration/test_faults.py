@@ -6,7 +6,6 @@ import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
 import requests
 import tritonclient.grpc
@@ -14,7 +13,7 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from tests.cosines import cosines
-from tests.integration.clients import RAW_HEADERS, base64_text, post_json, post_raw, read_raw_answer
+from tests.integration.clients import RAW_HEADERS, base64_text, post_json, post_raw, read_raw_answer, triton_input
 from tests.integration.reference import photographs
 from tests.integration.service_process import ServiceProcess
 
@@ -51,14 +50,11 @@ def test_each_hostile_image_gets_its_code_over_http_and_grpc(running: ServicePro
     message = response.json()["error"]
     assert message.startswith(f"{code}: ") and "\n" not in message and "Traceback" not in message
 
-    tensor = np.array([[image]], np.object_)
-    infer_input = tritonclient.grpc.InferInput("INPUT_IMAGE", [1, 1], "BYTES")
-    infer_input.set_data_from_numpy(tensor)
     with (
         tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{running.grpc_port}") as client,
         pytest.raises(InferenceServerException) as caught,
     ):
-        client.infer("embed_image", [infer_input])
+        client.infer("embed_image", [triton_input(tritonclient.grpc, [image])])
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
     assert caught.value.message() == message
 
