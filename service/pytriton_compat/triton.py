@@ -15,11 +15,13 @@ from typing import Any
 
 import psutil
 from pytriton.client.utils import create_client_from_url
+from pytriton.proxy.types import Request, Response
 from pytriton.triton import Triton, TritonConfig, TritonLifecyclePolicy, TritonSecurityConfig
 from pytriton.utils.distribution import get_stub_path
 from tritonclient.utils import InferenceServerException
 
 from service.errors import ServiceFailure, StartupFault
+from service.pytriton_compat.batch_wire import BatchSerializer
 from service.pytriton_compat.libpython import link_libpython
 
 logger = logging.getLogger(__name__)
@@ -78,6 +80,8 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         if len(os.fsencode(socket)) > _MAX_SOCKET_PATH:
             raise StartupFault(f"{socket} is too long a path for a socket; set TMPDIR to a shorter one")
         super().bind(model_name, *args, **kwargs)
+        (model,) = (model for model in self._model_manager.models if model.model_name == model_name)
+        model._serializer_deserializer = BatchSerializer(Request, Response)
         for folder in (self._workspace.model_store_path / model_name).iterdir():
             if folder.is_dir():
                 _install_shim(folder)
@@ -260,4 +264,5 @@ def _install_shim(model_folder: Path) -> None:
         raise StartupFault("the installed PyTriton is not version 0.7.0; install nvidia-pytriton==0.7.0")
     proxy.rename(model_folder / "proxy_model.py")
     shutil.copy(_HERE / "proxy_shim.py", proxy)
-    shutil.copy(_HERE / "fault_wire.py", model_folder)
+    for wire in ("batch_wire.py", "fault_wire.py"):
+        shutil.copy(_HERE / wire, model_folder)

@@ -1,4 +1,4 @@
-"""What runs inside Triton's stub: faults of one request, responses that cannot be converted, and patience at the start.
+"""What runs inside Triton's stub: faults of one request, responses that cannot be converted, patience at the start.
 
 The shim is installed as the server does it, beside a stand-in for PyTriton's proxy.
 """
@@ -15,14 +15,20 @@ import numpy as np
 import pytest
 
 import service.pytriton_compat
+from service.pytriton_compat.batch_wire import BatchSerializer
 from service.pytriton_compat.fault_wire import fault_response
 
 HERE = Path(service.pytriton_compat.__file__).parent
 PROXY = """
 import logging
+from types import SimpleNamespace
 LOGGER = logging.getLogger("proxy")
 ANSWERS, CALLS = [], []
+class Request(SimpleNamespace): pass
+class Response(SimpleNamespace): pass
+class TensorStoreSerializerDeserializer: pass
 class TritonPythonModel:
+    serializer = property(lambda self: TensorStoreSerializerDeserializer())
     def execute(self, triton_requests):
         if "no lane" in triton_requests:
             raise RuntimeError("a traceback with /secret/path")
@@ -77,11 +83,12 @@ def shim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     folder = tmp_path / "folder_of_model"
     folder.mkdir()
     shutil.copy(HERE / "proxy_shim.py", folder / "model.py")
-    shutil.copy(HERE / "fault_wire.py", folder)
+    for wire in ("batch_wire.py", "fault_wire.py"):
+        shutil.copy(HERE / wire, folder)
     (folder / "proxy_model.py").write_text(PROXY)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", _backend())
-    for name in ("", ".model", ".proxy_model", ".fault_wire"):
+    for name in ("", ".model", ".proxy_model", ".batch_wire", ".fault_wire"):
         monkeypatch.delitem(sys.modules, f"folder_of_model{name}", raising=False)
     module = importlib.import_module("folder_of_model.model")
     monkeypatch.setattr(module, "time", Clock())
@@ -104,6 +111,16 @@ def test_a_response_goes_the_proxys_own_way(shim: Any) -> None:
     kind, response, *others = _execute(shim, data)
     assert kind == "wrapped" and response.data is data
     assert others == [["EMBEDDING"], {"EMBEDDING": "FP32"}]
+
+
+def test_requests_and_responses_travel_as_our_messages_in_the_proxys_own_classes(shim: Any) -> None:
+    stub, service = shim.TritonPythonModel().serializer, BatchSerializer(SimpleNamespace, SimpleNamespace)
+    image = np.array([[b"image"]], np.object_)
+    sent = shim.proxy_model.Request(data={"INPUT_IMAGE": image}, parameters={}, requested_output_names=None)
+    (request,) = service.deserialize_requests(stub.serialize_requests([sent]))
+    assert request.data["INPUT_IMAGE"].tolist() == [[b"image"]]
+    (response,) = stub.deserialize_responses(service.serialize_responses([{"EMBEDDING": np.ones((1, 3))}]))
+    assert type(response) is shim.proxy_model.Response and response.data["EMBEDDING"].tolist() == [[1.0] * 3]
 
 
 @pytest.mark.parametrize(("status", "code"), [("INVALID_ARG", 3), ("INTERNAL", 1)])
