@@ -1,0 +1,47 @@
+"""The arithmetic is that of transformers' model: in double precision nothing is left between the two but rounding."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import SiglipVisionConfig, SiglipVisionModel
+
+from service.vision_tower import VisionTower
+
+SHAPE: dict[str, Any] = {
+    "image_size": 32, "patch_size": 8, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}  # fmt: skip
+SHAPES: dict[str, dict[str, Any]] = {
+    "as usual": {},
+    "one layer, one head": {"num_hidden_layers": 1, "num_attention_heads": 1},
+    "pixels beyond the last patch": {"image_size": 30, "patch_size": 7},
+    "one patch": {"image_size": 16, "patch_size": 16},
+    "another activation": {"hidden_act": "gelu"},
+    "yet another activation": {"hidden_act": "quick_gelu"},
+    "another epsilon": {"layer_norm_eps": 0.1},
+}
+
+
+def _model(shape: dict[str, Any], dtype: torch.dtype) -> Any:
+    """Every weight and bias is random: what starts as zeros or ones would hide that it is not used."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        model = SiglipVisionModel(SiglipVisionConfig(**{**SHAPE, **shape}))
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, 0.1, 0.3)
+    return model.to(dtype).eval()
+
+
+@pytest.mark.parametrize("images", [1, 5])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_embeddings_are_the_models(shape: dict[str, Any], images: int) -> None:
+    model = _model(shape, torch.float64)
+    side = model.config.image_size
+    values = torch.randn(images, side, side, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    values = values.permute(0, 3, 1, 2)  # as the encoder lays them out in memory
+    with torch.inference_mode():
+        expected = model(pixel_values=values).pooler_output
+        found = VisionTower(model, torch.device("cpu"), torch.float64)(values)
+    assert found.shape == (images, 24) and expected.std() > 0.1
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
