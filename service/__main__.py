@@ -18,6 +18,8 @@ def main() -> int:
     except StartupFault as fault:
         return _complain(fault, 2)
     _configure_logging(settings)
+    # Or the last bits of float32 results would depend on how many threads a batch gets. MKL reads it when loaded.
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     # Only now: torch and transformers take seconds to import, and neither --help nor a wrong setting needs them.
     from service.server import serve
 

@@ -1,16 +1,18 @@
 """Bytes or base64 -> one RGB image, within limits.
 
-Comes in: one row as the client sent it. Goes out: a `PIL.Image` of mode RGB at the image's full size, or a typed
-fault. It must not know of batches, models or the protocol.
+Comes in: one row as the client sent it. Goes out: a `DecodedImage`, or a typed fault. It must not know of batches,
+models or the protocol.
 """
 
-import base64
 import binascii
 import io
 import re
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
+import pybase64
+import simplejpeg
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from service.errors import (
@@ -36,10 +38,28 @@ _TRANSPOSE_BY_ORIENTATION = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_JPEG_FORMATS = ("JPEG", "MPO")
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 # 32-bit integers and floats: nothing in the file says which value is white, so any guess would be silently wrong.
 _UNSCALED_MODES = ("I", "F")
 _LOOKS_LIKE_BASE64 = re.compile(rb"[A-Za-z0-9+/\-_]{16}|data:")
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """An RGB image, and what is left to do with it when it is resized.
+
+    Attributes:
+        pixels: uint8 RGB `[H, W, 3]`.
+        extent: width and height of the picture in these pixels. They are no whole numbers where a JPEG was decoded at a
+            reduced scale: an eighth of 500 pixels is 62.5, which libjpeg spreads over 63 pixels, the last of them half
+            outside the picture. To take them for 63 would stretch the picture.
+        transpose: what turns the image upright, as its EXIF orientation says; None where it is upright.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    extent: tuple[float, float]
+    transpose: Image.Transpose | None
 
 
 @dataclass(frozen=True)
@@ -49,6 +69,8 @@ class Decoder:
     Attributes:
         max_bytes: the largest encoded image, in bytes (of the image, not of its base64 text).
         max_pixels: the largest image, width times height, decided from the header before any decoding.
+        least_side: JPEGs are decoded by libjpeg-turbo itself, past Pillow, and large ones at half, a quarter or an
+            eighth of their size, as long as both sides keep this many pixels. None has Pillow decode every pixel.
         exif_orientation: turn the image as its EXIF orientation says.
         background: the RGB colour that transparency is composited on, or None to drop the alpha channel as
             `Image.convert("RGB")` does.
@@ -56,36 +78,47 @@ class Decoder:
 
     max_bytes: int
     max_pixels: int
+    least_side: int | None = None
     exif_orientation: bool = True
     background: tuple[int, int, int] | None = (255, 255, 255)
 
     def __post_init__(self) -> None:
         Image.init()  # registers Pillow's plug-ins now, before threads could do so at the same time
 
-    def decode(self, row: bytes, base64_encoded: bool) -> Image.Image:
-        """One row -> an RGB image.
+    def image_bytes(self, row: bytes, base64_encoded: bool) -> bytes:
+        """One row as the client sent it -> the encoded image.
 
         Raises:
-            EmptyInput, InvalidBase64, TooManyBytes, UnsupportedFormat, TooManyPixels, CorruptImage.
+            EmptyInput, InvalidBase64, TooManyBytes.
         """
-        data = self._image_bytes(row, base64_encoded)
-        image = _open(data, self.max_pixels)
-        try:
-            self._check_header(image)
-            return self._to_rgb(image)
-        except (Fault, MemoryError):
-            raise
-        # Pillow's decoders raise nearly every built-in exception on damaged data.
-        except Exception as error:
-            raise CorruptImage(f"the {image.format} data is truncated or corrupt ({_one_line(error)})") from error
-
-    def _image_bytes(self, row: bytes, base64_encoded: bool) -> bytes:
         if not row:
             raise EmptyInput("the row has no bytes; send one encoded image a row")
         size = len(row) // 4 * 3 - row[-2:].count(b"=") if base64_encoded else len(row)
         if size > self.max_bytes:
             raise TooManyBytes(f"the image has {size} bytes, the limit is {self.max_bytes}")
         return _decode_base64(row) if base64_encoded else row
+
+    def decode(self, data: bytes) -> DecodedImage:
+        """One encoded image -> an RGB image.
+
+        Raises:
+            UnsupportedFormat, TooManyPixels, CorruptImage.
+        """
+        image = _open(data, self.max_pixels)
+        try:
+            self._check_header(image)
+            scale = self._scale(image)
+            extent = image.width / scale, image.height / scale
+            pixels = self._decode_jpeg(data, image, scale)
+            if pixels is None:
+                pixels = self._decode_with_pillow(image, scale)
+            transpose = _transpose(image) if self.exif_orientation else None
+            return DecodedImage(pixels, extent, transpose)
+        except (Fault, MemoryError):
+            raise
+        # Pillow's decoders raise nearly every built-in exception on damaged data.
+        except Exception as error:
+            raise CorruptImage(f"the {image.format} data is truncated or corrupt ({_one_line(error)})") from error
 
     def _check_header(self, image: Image.Image) -> None:
         # libtiff allocates a whole tile, however small the image in its corner.
@@ -95,10 +128,30 @@ class Decoder:
         if image.mode in _UNSCALED_MODES:
             raise UnsupportedFormat(f"{image.format} of 32 bits a sample is not read; send 8 or 16 bits")
 
-    def _to_rgb(self, image: Image.Image) -> Image.Image:
+    def _scale(self, image: Image.Image) -> int:
+        """What to divide the sides by while decoding: 2, 4 or 8 for a large JPEG, else 1."""
+        if self.least_side is None or image.format not in _JPEG_FORMATS:
+            return 1
+        return next(scale for scale in (8, 4, 2, 1) if scale == 1 or min(image.size) // scale >= self.least_side)
+
+    def _decode_jpeg(self, data: bytes, image: Image.Image, scale: int) -> npt.NDArray[np.uint8] | None:
+        """RGB `[H, W, 3]` of a plain JPEG; None for all else, and for one with any damage: Pillow decides on those."""
+        if self.least_side is None or image.format not in _JPEG_FORMATS or image.mode not in ("RGB", "L"):
+            return None
+        width, height = (-(-side // scale) for side in image.size)
+        try:
+            pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, min_width=width, min_height=height)
+        except ValueError:
+            return None
+        return pixels
+
+    def _decode_with_pillow(self, image: Image.Image, scale: int) -> npt.NDArray[np.uint8]:
+        if scale > 1:
+            image.draft(None, (image.width // scale, image.height // scale))
         image.load()
-        if self.exif_orientation:
-            image = _upright(image)
+        return np.array(self._to_rgb(image))
+
+    def _to_rgb(self, image: Image.Image) -> Image.Image:
         if image.mode in _SIXTEEN_BIT_MODES:
             return _high_byte(image).convert("RGB")
         if self.background is not None and image.has_transparency_data:
@@ -109,7 +162,7 @@ class Decoder:
 
 def _decode_base64(text: bytes) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
+        return pybase64.b64decode(text, validate=True)
     except binascii.Error as error:
         raise InvalidBase64(f"{_base64_problem(text)}; send the image's base64 text and nothing else") from error
 
@@ -154,14 +207,13 @@ def _tile_size(image: Image.Image) -> tuple[int, int]:
     return int(tags.get(TiffImagePlugin.TILEWIDTH, 0)), int(tags.get(TiffImagePlugin.TILELENGTH, 0))
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _transpose(image: Image.Image) -> Image.Transpose | None:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     # Broken metadata around sound pixels is no reason to refuse them.
     except Exception:
-        return image
-    transpose = _TRANSPOSE_BY_ORIENTATION.get(orientation) if isinstance(orientation, int) else None
-    return image if transpose is None else image.transpose(transpose)
+        return None
+    return _TRANSPOSE_BY_ORIENTATION.get(orientation) if isinstance(orientation, int) else None
 
 
 def _high_byte(image: Image.Image) -> Image.Image:

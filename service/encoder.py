@@ -1,13 +1,13 @@
 """The checkpoint on its device: uint8 pixels -> embeddings.
 
 Comes in: uint8 pixels `[N, S, S, 3]`, or ready float32 pixel values `[N, 3, S, S]`. Goes out: float32 embeddings
-`[N, D]`, the model's `pooler_output`. It holds the only torch code; it must not know of images, requests or batching.
+`[N, D]`, the model's `pooler_output`. It must not know of images, requests or batching.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,23 +16,28 @@ import torch
 from transformers import AutoConfig, SiglipVisionConfig, SiglipVisionModel
 from transformers.utils import logging as transformers_logging
 
+from service.cores import Cores
 from service.errors import StartupFault
+from service.vision_tower import VisionTower
 
 logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# A lane costs a process of Triton's; with more cores than this, each lane's share of them gets larger.
+_MAX_CPU_LANES = 8
 # A batch on a CPU teaches it nothing after the first few, and a large model may need minutes for a full one.
 _CPU_WARM_UP_SECONDS = 5.0
 
 
 class Encoder:
-    """One vision model on one device. Calls from several threads take turns.
+    """One vision model on one device. On CUDA, calls from several threads take turns; on a CPU they share the cores.
 
     Attributes:
         device: the torch device, e.g. `cpu` or `cuda:0`.
         dtype: the dtype that the model computes in; inputs and outputs are float32 all the same.
         image_size: S, the side in pixels of the square that the model reads.
         dimension: D, the length of an embedding.
+        lanes: the number of batches in the works at a time that keeps the device busy.
     """
 
     def __init__(
@@ -42,23 +47,29 @@ class Encoder:
         dtype: torch.dtype,
         scale: Sequence[float],
         offset: Sequence[float],
+        cores: Cores,
     ) -> None:
         self.device = device
         self.dtype = dtype
         self.image_size = int(model.config.image_size)
         self.dimension = int(model.config.hidden_size)
-        self._model = model.to(device=device, dtype=dtype).eval()
-        self._scale = torch.tensor(scale, dtype=torch.float32, device=device).view(1, 3, 1, 1)
-        self._offset = torch.tensor(offset, dtype=torch.float32, device=device).view(1, 3, 1, 1)
+        self._tower = VisionTower(model, device, dtype)
+        self._scale = torch.tensor(scale, dtype=torch.float32, device=device)
+        self._offset = torch.tensor(offset, dtype=torch.float32, device=device)
+        # One batch decodes while another encodes. On a CPU one batch a core, and one more on its way.
+        self.lanes = 2 if device.type == "cuda" else min(cores.count + 1, _MAX_CPU_LANES)
+        self._cores = cores
         self._turn = threading.Lock()
+        if device.type == "cuda":
+            self._upload = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def encode(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """uint8 RGB pixels `[N, S, S, 3]` -> float32 embeddings `[N, D]`, row by row in the same order."""
-        return self._run(lambda: self._normalize(torch.from_numpy(pixels).to(self.device)))
+        return self._run(torch.from_numpy(pixels))
 
     def encode_pixel_values(self, pixel_values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """float32 pixel values `[N, 3, S, S]`, rescaled and normalised already -> float32 embeddings `[N, D]`."""
-        return self._run(lambda: torch.from_numpy(pixel_values).to(self.device))
+        return self._run(torch.from_numpy(pixel_values))
 
     def warm_up(self, max_batch_size: int) -> None:
         """Run batches of 1, 2, 4, ... up to `max_batch_size`, so that no client pays for a first time.
@@ -79,15 +90,45 @@ class Encoder:
             if self.device.type == "cpu" and time.monotonic() - started > _CPU_WARM_UP_SECONDS:
                 break
         logger.info("warmed up with batches of 1 to %d in %.1f s", size, time.monotonic() - started)
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device) / 2**20
+            logger.info("%s: a batch of %d takes %.0f MiB at its peak", self.device, size, peak)
+
+    @torch.inference_mode()
+    def _run(self, images: torch.Tensor) -> npt.NDArray[np.float32]:
+        embeddings = self._run_on_cuda(images) if self.device.type == "cuda" else self._run_on_cpu(images)
+        array: npt.NDArray[np.float32] = embeddings.numpy()
+        return array
+
+    def _run_on_cpu(self, images: torch.Tensor) -> torch.Tensor:
+        with self._cores.share() as threads:
+            torch.get_num_threads()  # or a thread's first operator would take the number that another has set last
+            torch.set_num_threads(threads)  # of the calling thread alone
+            return self._forward(images)
+
+    def _run_on_cuda(self, images: torch.Tensor) -> torch.Tensor:
+        """Upload and download overlap the work of other callers; only the kernels are launched in turns."""
+        with torch.cuda.device(self.device):
+            with torch.cuda.stream(self._upload):
+                images = images.pin_memory().to(self.device, non_blocking=True)
+                self._upload.synchronize()
+            done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            with self._turn:
+                embeddings = self._forward(images)
+                downloaded = torch.empty(embeddings.shape, pin_memory=True).copy_(embeddings, non_blocking=True)
+                done.record()
+            # Until here `images` must live: to the allocator its memory is the upload stream's, and free for the next
+            # upload as soon as nobody holds it.
+            done.synchronize()
+            return downloaded
+
+    def _forward(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 pixels `[N, S, S, 3]` or float32 pixel values `[N, 3, S, S]` -> float32 embeddings `[N, D]`."""
+        pixel_values = self._normalize(images) if images.dtype == torch.uint8 else images
+        return self._tower(pixel_values.to(self.dtype)).float()
 
     def _normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        return pixels.permute(0, 3, 1, 2).to(torch.float32).mul(self._scale).sub_(self._offset)
-
-    def _run(self, pixel_values: Callable[[], torch.Tensor]) -> npt.NDArray[np.float32]:
-        with self._turn, torch.inference_mode():
-            output = self._model(pixel_values=pixel_values().to(self.dtype))
-            embeddings: npt.NDArray[np.float32] = output.pooler_output.float().cpu().numpy()
-            return embeddings
+        return pixels.to(torch.float32).mul_(self._scale).sub_(self._offset).permute(0, 3, 1, 2)
 
 
 def load_model(checkpoint: str, revision: str | None, random_weights: bool) -> SiglipVisionModel:

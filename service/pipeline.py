@@ -1,24 +1,31 @@
 """Rows in, embeddings or faults out, in the same order.
 
 Comes in: the rows of one dynamic batch. Goes out: for each row its embedding or the fault that befell it. Decoding and
-preprocessing run in threads (Pillow releases the GIL), encoding on the device. It must not know of requests or Triton.
+preprocessing run in threads (they release the GIL), encoding on the device. It must not know of requests or Triton.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from service.cache import EmbeddingCache
+from service.cores import Cores
 from service.decode import Decoder
 from service.errors import Fault, InternalFault
+from service.metrics import Metrics
 from service.preprocess import Preprocessor
 
 logger = logging.getLogger(__name__)
 
-Embedding = npt.NDArray[np.float32]
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+Embedding: TypeAlias = npt.NDArray[np.float32]
+Outcome: TypeAlias = Embedding | Fault
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Row(NamedTuple):
@@ -31,7 +38,7 @@ class Row(NamedTuple):
 class PixelEncoder(Protocol):
     """What the pipeline asks of `encoder.Encoder`."""
 
-    def encode(self, pixels: npt.NDArray[np.uint8]) -> Embedding:
+    def encode(self, pixels: Pixels) -> Embedding:
         """uint8 RGB pixels `[N, S, S, 3]` -> float32 embeddings `[N, D]`."""
 
 
@@ -39,39 +46,107 @@ class Pipeline:
     """The stages of one device, in a row. Several threads may call it: one batch decodes while another encodes."""
 
     def __init__(
-        self, decoder: Decoder, preprocessor: Preprocessor, encoder: PixelEncoder, decode_threads: Executor
+        self,
+        decoder: Decoder,
+        preprocessor: Preprocessor,
+        encoder: PixelEncoder,
+        cores: Cores,
+        helpers: Executor,
+        metrics: Metrics,
+        cache: EmbeddingCache | None = None,
     ) -> None:
+        """Join the stages.
+
+        Args:
+            cores: what a batch decodes on; the calling thread is the first to use them.
+            helpers: threads that use the others.
+            cache: where the embeddings of repeated images come from; None encodes every image.
+        """
         self._decoder = decoder
         self._preprocessor = preprocessor
         self._encoder = encoder
-        self._decode_threads = decode_threads
+        self._cores = cores
+        self._helpers = helpers
+        self._metrics = metrics
+        self._cache = cache
 
-    def embed(self, rows: Sequence[Row]) -> list[Embedding | Fault]:
+    def embed(self, rows: Sequence[Row]) -> list[Outcome]:
         """Each row's embedding (float32 `[D]`) or its fault, in the rows' order. Never raises for a row's sake."""
-        side = self._preprocessor.size
-        pixels = np.empty((len(rows), side, side, 3), dtype=np.uint8)
-        outcomes: list[Embedding | Fault | None] = list(self._decode_threads.map(self._prepare, rows, pixels))
-        sound = [index for index, fault in enumerate(outcomes) if fault is None]
-        if sound:
-            embeddings = self._encode(pixels if len(sound) == len(rows) else pixels[sound])
-            for index, embedding in zip(sound, embeddings, strict=True):
-                outcomes[index] = embedding
-        return [outcome for outcome in outcomes if outcome is not None]
+        with self._metrics.batch_in_the_works():
+            images = [self._attempt(self._read, row) for row in rows]
+            readable = [image for image in images if isinstance(image, bytes)]
+            embedded = iter(self._embed_new(readable, self._cache) if self._cache else self._embed_all(readable))
+            outcomes = [image if isinstance(image, Fault) else next(embedded) for image in images]
+            for outcome in outcomes:
+                self._metrics.answered(outcome.code if isinstance(outcome, Fault) else "ok")
+            return outcomes
 
-    def _prepare(self, row: Row, pixels: npt.NDArray[np.uint8]) -> Fault | None:
+    def _embed_new(self, images: Sequence[bytes], cache: EmbeddingCache) -> list[Outcome]:
+        """Embed the images that the cache does not know, each of them once."""
+        digests = [cache.digest(image) for image in images]
+        outcomes: dict[bytes, Outcome] = {**cache.get_all(digests)}
+        new = {digest: image for digest, image in zip(digests, images, strict=True) if digest not in outcomes}
+        for digest, outcome in zip(new, self._embed_all(list(new.values())), strict=True):
+            outcomes[digest] = outcome
+            if not isinstance(outcome, Fault):
+                cache.put(digest, outcome)
+        self._metrics.repeated(len(images) - len(new))
+        return [outcomes[digest] for digest in digests]
+
+    def _embed_all(self, images: Sequence[bytes]) -> list[Outcome]:
+        side = self._preprocessor.size
+        pixels = np.empty((len(images), side, side, 3), dtype=np.uint8)
+        faults = self._in_parallel(self._prepare, images, pixels)
+        sound = [index for index, fault in enumerate(faults) if fault is None]
+        if not sound:
+            return [fault for fault in faults if fault is not None]
+        embeddings = iter(self._encode(pixels if len(sound) == len(images) else pixels[sound]))
+        return [next(embeddings) if fault is None else fault for fault in faults]
+
+    def _in_parallel(
+        self, work: Callable[[bytes, Pixels], None], images: Sequence[bytes], pixels: Pixels
+    ) -> list[Fault | None]:
+        """Do the work in this thread, and in helpers for the rest of this batch's share of the cores."""
+        faults: list[Fault | None] = [None] * len(images)
+        indices = iter(range(len(images)))  # shared by the threads: whoever is free takes the next
+
+        def work_off() -> None:
+            for index in indices:
+                faults[index] = self._attempt(work, images[index], pixels[index])
+
+        with self._cores.share() as threads:
+            helpers = [self._helpers.submit(work_off) for _ in range(min(threads, len(images)) - 1)]
+            work_off()
+            for helper in helpers:
+                # One that other batches have kept from starting has nothing left to do.
+                if not helper.cancel():
+                    helper.result()
+        return faults
+
+    def _read(self, row: Row) -> bytes:
+        return self._decoder.image_bytes(row.data, row.base64_encoded)
+
+    def _prepare(self, image: bytes, square: Pixels) -> None:
+        with self._metrics.stage("decode"):
+            decoded = self._decoder.decode(image)
+        with self._metrics.stage("resize"):
+            self._preprocessor.resize_into(square, decoded.pixels, decoded.extent, decoded.transpose)
+
+    def _attempt(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | Fault:
+        """The result of one image's work, or its fault."""
         try:
-            image = self._decoder.decode(row.data, row.base64_encoded)
-            self._preprocessor.resize_into(image, pixels)
+            return work(*args, **kwargs)
         except Fault as fault:
             return fault
         except Exception:
-            logger.exception("a row of %d bytes could not be prepared", len(row.data))
+            logger.exception("an image could not be prepared")
             return InternalFault("the image could not be prepared")
-        return None
 
-    def _encode(self, pixels: npt.NDArray[np.uint8]) -> Sequence[Embedding | Fault]:
+    def _encode(self, pixels: Pixels) -> Sequence[Outcome]:
+        self._metrics.encoded(len(pixels))
         try:
-            return list(self._encoder.encode(pixels))
+            with self._metrics.stage("encode"):
+                return list(self._encoder.encode(pixels))
         except Exception:
             logger.exception("a batch of %d images could not be encoded", len(pixels))
             return [InternalFault("the image could not be encoded")] * len(pixels)

@@ -1,7 +1,7 @@
 """An RGB image -> uint8 pixels `[S, S, 3]`, as the checkpoint's own image processor says.
 
-Comes in: a `PIL.Image` of mode RGB. Goes out: resized uint8 pixels; rescaling and normalising are the device's work,
-and only their two constants stand here. It must not know of encoded bytes, threads or models.
+Comes in: uint8 RGB pixels `[H, W, 3]`. Goes out: resized uint8 pixels, upright; rescaling and normalising are the
+device's work, and only their two constants stand here. It must not know of encoded bytes, threads or models.
 """
 
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 from transformers import SiglipImageProcessorPil
 
@@ -31,26 +32,35 @@ _WITHOUT_EFFECT = {
     "image_processor_type", "processor_class", "do_convert_rgb", "default_to_square", "data_format",
     "input_data_format", "return_tensors", "device", "disable_grouping", "crop_size", "pad_size",
 }  # fmt: skip
+# torch's own Pillow-like filters for uint8, vectorised: three to four times as fast as Pillow's, within 1 or 2 of 255.
+_TORCH_FILTERS = {
+    Image.Resampling.BILINEAR: torch.ops.aten._upsample_bilinear2d_aa,
+    Image.Resampling.BICUBIC: torch.ops.aten._upsample_bicubic2d_aa,
+}
 
 
 @dataclass(frozen=True)
 class Preprocessor:
     """The checkpoint's image processor, split between the host (resize) and the device (rescale and normalise).
 
+    Safe to share between threads.
+
     Attributes:
         size: S, the side in pixels of the square that every image is resized to.
         resample: Pillow's resampling filter.
         scale, offset: per RGB channel; the model's pixel values are `pixels * scale - offset`, which is the
             reference's `(pixels * rescale_factor - image_mean) / image_std`.
+        exact: resize with Pillow, bit for bit as the reference does, and not with torch's faster filters.
     """
 
     size: int
     resample: Image.Resampling
     scale: tuple[float, ...]
     offset: tuple[float, ...]
+    exact: bool = False
 
     @classmethod
-    def from_pretrained(cls, checkpoint: str, revision: str | None = None) -> "Preprocessor":
+    def from_pretrained(cls, checkpoint: str, revision: str | None = None, exact: bool = False) -> "Preprocessor":
         """Read the image processor configuration of a hub id or folder.
 
         Raises:
@@ -60,10 +70,10 @@ class Preprocessor:
             config, _ = SiglipImageProcessorPil.get_image_processor_dict(checkpoint, revision=revision)
         except (OSError, ValueError) as error:
             raise StartupFault(f"checkpoint {checkpoint!r} has no readable preprocessor_config.json") from error
-        return cls.from_config(config)
+        return cls.from_config(config, exact)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "Preprocessor":
+    def from_config(cls, config: Mapping[str, Any], exact: bool = False) -> "Preprocessor":
         """Build from the content of a `preprocessor_config.json`; what it leaves out has `transformers`' defaults.
 
         Raises:
@@ -79,16 +89,56 @@ class Preprocessor:
         mean = _numbers("image_mean", value("image_mean"), 3) if value("do_normalize") else [0.0] * 3
         std = _numbers("image_std", value("image_std"), 3) if value("do_normalize") else [1.0] * 3
         _require(all(std), "image_std", std)
+        resample = _resampling(value("resample"))
         return cls(
             size=_square_side(value("size")),
-            resample=_resampling(value("resample")),
+            resample=resample,
             scale=tuple(rescale / s for s in std),
             offset=tuple(m / s for m, s in zip(mean, std, strict=True)),
+            exact=exact or resample not in _TORCH_FILTERS,
         )
 
-    def resize_into(self, image: Image.Image, pixels: npt.NDArray[np.uint8]) -> None:
-        """Write the RGB `image`, resized to the square, into `pixels` (uint8 `[S, S, 3]`)."""
-        pixels[...] = np.asarray(image.resize((self.size, self.size), self.resample))
+    @property
+    def least_side(self) -> int | None:
+        """The least side, in pixels, that a JPEG may be decoded at; None where every pixel counts.
+
+        From three times S the resized pixels of photographs differ by 0.1 to 0.2 of 255 on average from those of the
+        full size, from twice S by up to 0.4.
+        """
+        return None if self.exact else 3 * self.size
+
+    def resize_into(
+        self,
+        square: npt.NDArray[np.uint8],
+        pixels: npt.NDArray[np.uint8],
+        extent: tuple[float, float],
+        transpose: Image.Transpose | None = None,
+    ) -> None:
+        """Resize `pixels` (uint8 RGB `[H, W, 3]`), turn them upright, and write them into `square` (uint8 `[S, S, 3]`).
+
+        Args:
+            extent: width and height of the picture in `pixels`, from its upper left corner.
+            transpose: what turns the image upright.
+        """
+        if self.exact:
+            # The reference resizes the upright image, and its two passes do not round alike in the other order.
+            upright = _turn(Image.fromarray(pixels), transpose)
+            square[...] = np.asarray(upright.resize((self.size, self.size), self.resample))
+        else:
+            # The small result is turned at a fraction of the cost of turning the image.
+            resized = self._resize(pixels, extent)
+            square[...] = resized if transpose is None else np.asarray(_turn(Image.fromarray(resized), transpose))
+
+    def _resize(self, pixels: npt.NDArray[np.uint8], extent: tuple[float, float]) -> npt.NDArray[np.uint8]:
+        source = torch.from_numpy(pixels[np.newaxis]).permute(0, 3, 1, 2)
+        scales = self.size / extent[1], self.size / extent[0]
+        resized = _TORCH_FILTERS[self.resample](source, [self.size, self.size], False, *scales)
+        array: npt.NDArray[np.uint8] = resized[0].permute(1, 2, 0).numpy()
+        return array
+
+
+def _turn(image: Image.Image, transpose: Image.Transpose | None) -> Image.Image:
+    return image if transpose is None else image.transpose(transpose)
 
 
 def _refuse_unknown(config: Mapping[str, Any]) -> None:

@@ -5,15 +5,13 @@ look into images, tensors or requests.
 """
 
 import contextlib
-import copy
 import logging
-import os
 import signal
 import socket
 import tempfile
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +20,13 @@ from pytriton.client.exceptions import PyTritonClientError, PyTritonClientInfere
 from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from pytriton.triton import TritonConfig
 
+from service.cache import EmbeddingCache
+from service.cores import Cores
 from service.decode import Decoder
 from service.encoder import Encoder, load_model, resolve_devices, resolve_dtype
 from service.endpoint import EmbedImage, EmbedPixelValues, Parameters
 from service.errors import StartupFault
+from service.metrics import Metrics, metrics_endpoint
 from service.pipeline import Pipeline
 from service.preprocess import Preprocessor
 from service.pytriton_compat.triton import SupervisedTriton
@@ -50,14 +51,20 @@ def serve(settings: Settings) -> None:
         ServiceFailure: a part of the running service has died, or accepted requests could not be answered.
     """
     _check_ports_are_free(settings)
-    preprocessor, encoders = _load_checkpoint(settings)
+    cores = Cores(settings.cpu_threads)
+    preprocessor, encoders = _load_checkpoint(settings, cores)
     with contextlib.ExitStack() as stack:
-        decode_threads = stack.enter_context(_decode_threads(settings.decode_threads))
+        helpers = stack.enter_context(ThreadPoolExecutor(cores.count, thread_name_prefix="decode"))
         workspace = stack.enter_context(tempfile.TemporaryDirectory(prefix="embed-"))
         shutdown = _shutdown_on_signals()
-        triton = _build_triton(settings, Path(workspace) / "triton")
+        metrics, triton_metrics_port = Metrics(), _free_port()
+        pipelines = _build_pipelines(settings, preprocessor, encoders, cores, helpers, metrics)
+        triton = _build_triton(settings, Path(workspace) / "triton", triton_metrics_port)
         stack.callback(triton.stop)
-        _bind_models(triton, settings, preprocessor, encoders, decode_threads)
+        _bind_models(triton, settings, encoders, pipelines)
+        if settings.metrics_port:
+            url = f"http://127.0.0.1:{triton_metrics_port}/metrics"
+            stack.enter_context(metrics_endpoint(metrics, settings.host, settings.metrics_port, url))
         if triton.start(shutdown):
             _announce(settings, encoders)
             _watch(triton, shutdown, settings, preprocessor)
@@ -80,7 +87,7 @@ def _check_ports_are_free(settings: Settings) -> None:
                 ) from error
 
 
-def _load_checkpoint(settings: Settings) -> tuple[Preprocessor, list[Encoder]]:
+def _load_checkpoint(settings: Settings, cores: Cores) -> tuple[Preprocessor, list[Encoder]]:
     """The checkpoint's preprocessor, and one warm encoder a device."""
     checkpoint = settings.checkpoint
     if checkpoint == "demo":
@@ -88,10 +95,15 @@ def _load_checkpoint(settings: Settings) -> tuple[Preprocessor, list[Encoder]]:
         logger.warning("serving the embedded demo checkpoint, which knows simple drawings and nothing of photographs")
     devices = resolve_devices(settings.device)
     model = load_model(checkpoint, settings.revision, settings.random_weights)
-    preprocessor = Preprocessor.from_pretrained(checkpoint, settings.revision)
+    preprocessor = Preprocessor.from_pretrained(checkpoint, settings.revision, settings.exact_pixels)
     encoders = [
         Encoder(
-            copy.deepcopy(model), device, resolve_dtype(settings.dtype, device), preprocessor.scale, preprocessor.offset
+            model,
+            device,
+            resolve_dtype(settings.dtype, device),
+            preprocessor.scale,
+            preprocessor.offset,
+            cores,
         )
         for device in devices
     ]
@@ -105,10 +117,6 @@ def _load_checkpoint(settings: Settings) -> tuple[Preprocessor, list[Encoder]]:
     return preprocessor, encoders
 
 
-def _decode_threads(setting: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(setting or len(os.sched_getaffinity(0)), thread_name_prefix="decode")
-
-
 def _shutdown_on_signals() -> threading.Event:
     """An event that SIGTERM or SIGINT sets."""
     shutdown = threading.Event()
@@ -117,17 +125,44 @@ def _shutdown_on_signals() -> threading.Event:
     return shutdown
 
 
-def _build_triton(settings: Settings, workspace: Path) -> SupervisedTriton:
+def _free_port() -> int:
+    """A port of the loopback interface, for Triton's own metrics, which the service passes on with its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _build_pipelines(
+    settings: Settings,
+    preprocessor: Preprocessor,
+    encoders: Sequence[Encoder],
+    cores: Cores,
+    helpers: Executor,
+    metrics: Metrics,
+) -> list[Pipeline]:
+    """A pipeline for each encoder; they share the cores and the cache."""
+    decoder = Decoder(
+        settings.max_image_bytes,
+        settings.max_image_pixels,
+        preprocessor.least_side,
+        settings.exif_orientation,
+        settings.background_rgb,
+    )
+    cache = EmbeddingCache(settings.cache_mb * 2**20) if settings.cache_mb else None
+    return [Pipeline(decoder, preprocessor, encoder, cores, helpers, metrics, cache) for encoder in encoders]
+
+
+def _build_triton(settings: Settings, workspace: Path, metrics_port: int) -> SupervisedTriton:
     config = TritonConfig(
         allow_http=bool(settings.http_port),
         allow_grpc=bool(settings.grpc_port),
         allow_metrics=bool(settings.metrics_port),
         http_address=settings.host,
         grpc_address=settings.host,
-        metrics_address=settings.host,
+        metrics_address="127.0.0.1",
         http_port=settings.http_port or None,
         grpc_port=settings.grpc_port or None,
-        metrics_port=settings.metrics_port or None,
+        metrics_port=metrics_port,
         # By then everything is answered; it only bounds how long idle keep-alive connections hold up the end.
         exit_timeout_secs=1,
     )
@@ -136,22 +171,19 @@ def _build_triton(settings: Settings, workspace: Path) -> SupervisedTriton:
 
 
 def _bind_models(
-    triton: SupervisedTriton,
-    settings: Settings,
-    preprocessor: Preprocessor,
-    encoders: Sequence[Encoder],
-    decode_threads: ThreadPoolExecutor,
+    triton: SupervisedTriton, settings: Settings, encoders: Sequence[Encoder], pipelines: Sequence[Pipeline]
 ) -> None:
     """`embed_image` in several lanes a device, and the PIXEL_VALUES model in one."""
     defaults = Parameters(settings.default_base64_encoded, settings.default_normalize, settings.model_alias)
-    decoder = Decoder(
-        settings.max_image_bytes, settings.max_image_pixels, settings.exif_orientation, settings.background_rgb
-    )
-    pipelines = [Pipeline(decoder, preprocessor, encoder, decode_threads) for encoder in encoders]
-    side, outputs = preprocessor.size, [Tensor(name="EMBEDDING", dtype=np.float32, shape=(encoders[0].dimension,))]
+    side, outputs = encoders[0].image_size, [Tensor(name="EMBEDDING", dtype=np.float32, shape=(encoders[0].dimension,))]
+    lanes = settings.lanes or encoders[0].lanes
     config = ModelConfig(
         max_batch_size=settings.max_batch_size,
-        batcher=DynamicBatcher(max_queue_delay_microseconds=settings.max_queue_delay_us),
+        batcher=DynamicBatcher(
+            max_queue_delay_microseconds=settings.max_queue_delay_us,
+            # Or one lane would take nearly all that is waiting, and the others one tiny batch after another meanwhile.
+            preferred_batch_size=sorted({-(-settings.max_batch_size // lanes), settings.max_batch_size}),
+        ),
     )
     triton.bind(
         settings.model_alias,
@@ -162,7 +194,7 @@ def _bind_models(
     )
     triton.bind(
         "embed_image",
-        [EmbedImage(pipeline, defaults) for pipeline in pipelines for _ in range(settings.lanes)],
+        [EmbedImage(pipeline, defaults) for pipeline in pipelines for _ in range(lanes)],
         [Tensor(name="INPUT_IMAGE", dtype=np.bytes_, shape=(1,))],
         outputs,
         config=config,

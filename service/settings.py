@@ -86,11 +86,20 @@ class Settings(BaseSettings):
     max_queue_delay_us: int = Field(
         0, ge=0, le=10_000_000, description="microseconds that a request waits for others to fill its batch"
     )
-    lanes: int = Field(2, ge=1, le=16, description="batches in the works at a time on each device")
-    decode_threads: int = Field(0, ge=0, le=1024, description="threads that decode images; 0 is one a core")
+    lanes: int = Field(
+        0,
+        ge=0,
+        le=16,
+        description="batches in the works at a time on each device; 0 is 2 on CUDA, cores + 1 but at most 8 on a CPU",
+    )
+    cpu_threads: int = Field(0, ge=0, le=1024, description="threads that decode, and on a CPU encode; 0 is one a core")
+    exact_pixels: bool = Field(False, description="decode and resize with Pillow exactly as the reference does; slower")
     max_image_bytes: int = Field(32 * 2**20, ge=1, description="largest encoded image in bytes")
     max_image_pixels: int = Field(
         50_000_000, ge=1, le=_PILLOW_MAX_PIXELS, description="largest image in pixels, read from its header"
+    )
+    cache_mb: int = Field(
+        0, ge=0, description="MiB of embeddings to remember, so that repeated images are not encoded again; 0 is off"
     )
     default_base64_encoded: bool = Field(False, description="value of base64_encoded for requests that do not say")
     default_normalize: bool = Field(False, description="value of normalize for requests that do not say")

@@ -10,18 +10,26 @@ SERVICE = Path(__file__).parents[1] / "service"
 ALLOWED = {
     "__init__": set[str](),
     "__main__": {"settings", "errors", "server"},
-    "server": {"settings", "decode", "preprocess", "encoder", "pipeline", "endpoint", "pytriton_compat", "errors"},
+    "server": {
+        "settings", "decode", "preprocess", "encoder", "pipeline", "endpoint", "pytriton_compat", "errors", "cores",
+        "cache", "metrics",
+    },
     "endpoint": {"pipeline", "errors", "pytriton_compat"},
-    "pipeline": {"decode", "preprocess", "errors"},
+    "pipeline": {"decode", "preprocess", "errors", "cores", "cache", "metrics"},
     "decode": {"errors"},
     "preprocess": {"errors"},
-    "encoder": {"errors"},
+    "encoder": {"vision_tower", "errors", "cores"},
     "settings": {"errors"},
+    "cache": set[str](),
+    "cores": set[str](),
     "errors": set[str](),
+    "metrics": set[str](),
+    "vision_tower": set[str](),
     "pytriton_compat": {"errors", "pytriton_compat"},
-}
-# Only these rooms know of the transport, and only this one of torch.
+}  # fmt: skip
+# Only these rooms know of the transport, and only these of torch: the model, and the filters that resize images.
 TRANSPORT = {"server", "pytriton_compat"}
+TORCH = {"encoder", "vision_tower", "preprocess"}
 MAX_LINES = 40
 
 MODULES = [path for path in sorted(SERVICE.rglob("*.py")) if "demo" not in path.parts]
@@ -55,7 +63,7 @@ def test_imports_run_one_way(path: Path) -> None:
     assert not outside & {"tests", "perf"}
     if _room(path) not in TRANSPORT:
         assert not outside & {"pytriton", "tritonclient"}
-    assert "torch" not in outside or _room(path) == "encoder"
+    assert "torch" not in outside or _room(path) in TORCH
 
 
 @pytest.mark.parametrize("path", MODULES, ids=NAMES)

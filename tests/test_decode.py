@@ -4,10 +4,14 @@ import base64
 import binascii
 import dataclasses
 import json
+import math
+import re
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from service.decode import FORMATS, Decoder
+from service.decode import FORMATS, DecodedImage, Decoder
 from service.errors import (
     ClientFault,
     CorruptImage,
@@ -42,9 +46,13 @@ from tests.images import (
 # Of damaged metadata and pictures Pillow warns; in the service that is logged.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 
+Pixels = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
 PLAIN = Decoder(2**25, 50_000_000)
-TURNED: dict[int, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]] = {
+# JPEGs past Pillow; the second one also at reduced scales.
+FULL_SCALE = dataclasses.replace(PLAIN, least_side=10**9)
+REDUCED = dataclasses.replace(PLAIN, least_side=24)
+TURNED: dict[int, Callable[[Pixels], Pixels]] = {
     1: lambda a: a,
     2: np.fliplr,
     3: lambda a: np.rot90(a, 2),
@@ -60,27 +68,58 @@ OF_TWO_PICTURES = ("mpo", "png_animated", "webp_animated", "gif_animated", "tiff
 # A sound image with bytes after its end, so that every length of base64 padding comes up.
 PADDED = [sample("one_pixel").data + b"\0" * extra for extra in range(3)]
 TEXT = base64.b64encode(sample("one_pixel").data)
+JPEG_OPTIONS: dict[str, dict[str, Any]] = {
+    "4:4:4": {"subsampling": 0},
+    "4:2:2": {"subsampling": 1},
+    "4:1:1": {"subsampling": "4:1:1"},
+    "RGB": {"keep_rgb": True},
+    "restarts": {"restart_marker_blocks": 3},
+    "progressive": {"progressive": True},
+}
+JPEGS = {name: sample(name).data for name in SMALL_NAMES if sample(name).format in ("JPEG", "MPO")} | {
+    name: encode(Image.fromarray(picture(83, 61, 3)), "JPEG", **options) for name, options in JPEG_OPTIONS.items()
+}
 PEAK_SCRIPT = """
 import json, re, sys
 from pathlib import Path
 from service.decode import Decoder
 from service.errors import ClientFault
 def peak(): return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
-decoder, before = Decoder(2**25, 50_000_000), peak()
+decoder, before = Decoder(2**25, 50_000_000, 672), peak()
 try:
-    decoder.decode(sys.stdin.buffer.read(), False)
+    decoder.decode(sys.stdin.buffer.read())
 except ClientFault as fault:
     print(json.dumps([fault.code, peak() - before]))
 """
 
 
-def _decoded(data: bytes, decoder: Decoder = PLAIN, base64_encoded: bool = False) -> npt.NDArray[np.uint8]:
-    image = decoder.decode(data, base64_encoded)
-    assert image.mode == "RGB"
-    return np.asarray(image)
+def _read(row: bytes, decoder: Decoder = PLAIN, base64_encoded: bool = False) -> DecodedImage:
+    image = decoder.decode(decoder.image_bytes(row, base64_encoded))
+    height, width, channels = image.pixels.shape
+    assert image.pixels.dtype == np.uint8 and channels == 3
+    # The arrays go to torch, which warns of those that cannot be written to.
+    assert image.pixels.flags.writeable and image.pixels.flags.c_contiguous
+    assert (width, height) == tuple(math.ceil(side) for side in image.extent)
+    return image
 
 
-def _assert_shows(pixels: npt.NDArray[np.uint8], expected: Sample, background: Colour | None) -> None:
+def _decoded(row: bytes, decoder: Decoder = PLAIN, base64_encoded: bool = False) -> Pixels:
+    """The upright pixels of an image at its full size."""
+    image = _read(row, decoder, base64_encoded)
+    assert image.extent == (image.pixels.shape[1], image.pixels.shape[0])
+    if image.transpose is None:
+        return image.pixels
+    return np.asarray(Image.fromarray(image.pixels).transpose(image.transpose))
+
+
+def _outcome(data: bytes, decoder: Decoder) -> DecodedImage | type[ClientFault]:
+    try:
+        return _read(data, decoder)
+    except ClientFault as fault:
+        return type(fault)
+
+
+def _assert_shows(pixels: Pixels, expected: Sample, background: Colour | None) -> None:
     assert pixels.shape == (*expected.shown.shape[:2], 3)
     step = 1 if pixels.size < 10**7 else 10
     thinned = dataclasses.replace(expected, shown=expected.shown[::step, ::step])
@@ -104,10 +143,14 @@ def test_each_format_shows_what_went_in(name: str, background: Colour | None) ->
 def test_exif_orientation_is_applied_or_not_by_the_setting(orientation: int, image_format: str) -> None:
     stored = oriented(orientation, image_format)
     upright = dataclasses.replace(stored, shown=TURNED[orientation](stored.shown))
-    _assert_shows(_decoded(stored.data), upright, None)
-    unturned = _decoded(stored.data, Decoder(2**20, 10**6, exif_orientation=False))
     # Pillow, and so the reference, turns TIFF by itself.
-    _assert_shows(unturned, upright if image_format == "TIFF" else stored, None)
+    as_stored = upright if image_format == "TIFF" else stored
+    for decoder in (PLAIN, FULL_SCALE):
+        _assert_shows(_decoded(stored.data, decoder), upright, None)
+        _assert_shows(_read(stored.data, decoder).pixels, as_stored, None)
+        unturned = _read(stored.data, dataclasses.replace(decoder, exif_orientation=False))
+        assert unturned.transpose is None
+        _assert_shows(unturned.pixels, as_stored, None)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +217,7 @@ def test_hostile_input_is_refused_in_one_line(
     row: bytes, base64_encoded: bool, fault: type[ClientFault], words: str
 ) -> None:
     with pytest.raises(ClientFault) as caught:
-        PLAIN.decode(row, base64_encoded)
+        _read(row, REDUCED, base64_encoded)
     assert type(caught.value) is fault
     line = str(caught.value)
     assert line.startswith(f"{fault.code}: ") and words in line
@@ -185,13 +228,13 @@ def test_hostile_input_is_refused_in_one_line(
 def test_formats_outside_the_list_never_reach_their_decoder(image_format: str) -> None:
     data = encode(Image.fromarray(picture(16, 16)), image_format)
     with pytest.raises(UnsupportedFormat):
-        PLAIN.decode(data, False)
+        PLAIN.decode(data)
 
 
 @pytest.mark.parametrize("signature", [b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0", b"MM\0*"])
 def test_a_known_signature_before_rubbish_is_damage(signature: bytes) -> None:
     with pytest.raises(CorruptImage):
-        PLAIN.decode(signature + b"\x01rubbish", False)
+        PLAIN.decode(signature + b"\x01rubbish")
 
 
 @pytest.mark.parametrize("name", SMALL_NAMES)
@@ -213,7 +256,7 @@ def test_half_a_picture_is_corrupt(name: str) -> None:
     data = sample(name).data
     pictures = 2 if name in OF_TWO_PICTURES else 1
     with pytest.raises(CorruptImage):
-        PLAIN.decode(data[: len(data) // (2 * pictures)], False)
+        PLAIN.decode(data[: len(data) // (2 * pictures)])
 
 
 @pytest.mark.parametrize("image", PADDED, ids=len)
@@ -222,16 +265,16 @@ def test_the_limit_of_bytes_is_exact(image: bytes, base64_encoded: bool) -> None
     row = base64.b64encode(image) if base64_encoded else image
     assert _decoded(row, Decoder(len(image), 1), base64_encoded).shape == (1, 1, 3)
     with pytest.raises(TooManyBytes, match=f"the image has {len(image)} bytes, the limit is {len(image) - 1}$"):
-        Decoder(len(image) - 1, 1).decode(row, base64_encoded)
+        Decoder(len(image) - 1, 1).image_bytes(row, base64_encoded)
 
 
 @pytest.mark.parametrize("name", SMALL_NAMES)
 def test_the_limit_of_pixels_is_exact(name: str) -> None:
     image = sample(name)
     limit = image.size[0] * image.size[1]
-    assert Decoder(2**25, limit).decode(image.data, False).width
+    assert Decoder(2**25, limit).decode(image.data).pixels.size
     with pytest.raises(TooManyPixels, match=f"the limit of {limit - 1} pixels"):
-        Decoder(2**25, limit - 1).decode(image.data, False)
+        Decoder(2**25, limit - 1, least_side=24).decode(image.data)
 
 
 ANNOUNCED = {
@@ -259,6 +302,104 @@ def test_base64_is_the_same_image(name: str) -> None:
     np.testing.assert_array_equal(_decoded(base64.b64encode(data), base64_encoded=True), _decoded(data))
 
 
+@settings(max_examples=500, deadline=None, derandomize=True, database=None)
+@given(
+    data=st.binary(max_size=20),
+    places=st.lists(st.tuples(st.integers(0, 40), st.sampled_from(b"Az09+/==-_\n \0\xff")), max_size=3),
+    cut=st.integers(0, 40),
+)
+def test_base64_is_what_the_standard_says_and_nothing_else(
+    data: bytes, places: list[tuple[int, int]], cut: int
+) -> None:
+    text = bytearray(base64.b64encode(data))
+    for place, byte in places:
+        text[place : place + cut % 2] = [byte]  # in the place of another one, or between two
+    text = text[: len(text) - cut // 10]
+    row = bytes(text) or b"="
+    if re.fullmatch(rb"([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?", row):
+        assert PLAIN.image_bytes(row, True) == base64.b64decode(row, validate=True)
+    else:
+        with pytest.raises(InvalidBase64):
+            PLAIN.image_bytes(row, True)
+
+
+@pytest.mark.parametrize("data", JPEGS.values(), ids=JPEGS)
+def test_past_pillow_a_jpeg_has_the_same_pixels(data: bytes) -> None:
+    np.testing.assert_array_equal(_decoded(data, FULL_SCALE), _decoded(data))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 7), (8, 5), (16, 17), (1, 300), (300, 1)], ids=str)
+@pytest.mark.parametrize("options", JPEG_OPTIONS.values(), ids=JPEG_OPTIONS)
+def test_no_size_is_too_small_for_the_way_past_pillow(size: tuple[int, int], options: dict[str, Any]) -> None:
+    data = encode(Image.fromarray(picture(*size)), "JPEG", **options)
+    np.testing.assert_array_equal(_decoded(data, FULL_SCALE), _decoded(data))
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "least_side", "scale"),
+    [
+        (403, 299, 24, 8),
+        (403, 299, 37, 8),
+        (403, 299, 38, 4),
+        (403, 299, 74, 4),
+        (403, 299, 75, 2),
+        (299, 403, 149, 2),
+        (403, 299, 150, 1),
+        (403, 299, 10**6, 1),
+        (401, 297, 30, 8),
+        (400, 296, 37, 8),
+    ],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("image_format", ["JPEG", "MPO"])
+def test_a_large_jpeg_is_reduced_as_long_as_both_sides_keep_the_least(
+    image_format: str, mode: str, width: int, height: int, least_side: int, scale: int
+) -> None:
+    shown = Image.fromarray(picture(width, height)).convert(mode)
+    image = _read(encode(shown, image_format, quality=95), dataclasses.replace(PLAIN, least_side=least_side))
+    assert image.extent == (width / scale, height / scale)
+    rows, columns = height // scale, width // scale  # of whole pixels
+    assert image.pixels.shape == (math.ceil(height / scale), math.ceil(width / scale), 3)
+    blocks = np.asarray(shown.convert("RGB"), np.float64)[: rows * scale, : columns * scale]
+    means = blocks.reshape(rows, scale, columns, scale, 3).mean(axis=(1, 3))
+    assert np.abs(image.pixels[:rows, :columns] - means).mean() < 2
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL_NAMES if name not in JPEGS])
+def test_no_other_format_is_reduced(name: str) -> None:
+    data = sample(name).data
+    np.testing.assert_array_equal(_decoded(data, dataclasses.replace(PLAIN, least_side=1)), _decoded(data))
+
+
+def _damaged_jpegs(data: bytes) -> Iterator[bytes]:
+    """Cut, with something behind its end, with bytes overwritten, and with a piece cut out or put in."""
+    random = Random(len(data))
+    yield from (data[:cut] for cut in np.linspace(1, len(data) - 1, 60).astype(int))
+    yield from (data[:-cut] for cut in range(1, 14))
+    yield from (data + tail for tail in (b"\0", bytes(1000), data, b"\xff\xd9", b"\xff\xd8\xff"))
+    for reach in [len(data), 700] * 60:
+        damaged = bytearray(data)
+        for _ in range(random.choice((1, 1, 2, 5, 20))):
+            damaged[random.randrange(min(reach, len(data)))] = random.randrange(256)
+        yield bytes(damaged)
+    for start in random.sample(range(len(data)), 60):
+        piece = random.choice((b"", random.randbytes(30), data[start : start + 60]))
+        yield data[:start] + piece + data[start + random.randrange(60) :]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("data", JPEGS.values(), ids=JPEGS)
+def test_of_a_damaged_jpeg_becomes_the_same_past_pillow(data: bytes) -> None:
+    for number, damaged in enumerate(_damaged_jpegs(data)):
+        expected, found, reduced = (_outcome(damaged, decoder) for decoder in (PLAIN, FULL_SCALE, REDUCED))
+        if isinstance(expected, DecodedImage):
+            assert isinstance(found, DecodedImage) and isinstance(reduced, DecodedImage), number
+            np.testing.assert_array_equal(found.pixels, expected.pixels, err_msg=f"damage {number}")
+            assert found.transpose == reduced.transpose == expected.transpose
+        else:
+            assert found is reduced is expected, number
+
+
 @st.composite
 def _damaged(draw: st.DrawFn) -> bytes:
     """A sample with some bytes overwritten, most of them near its start, and perhaps a piece cut out or repeated."""
@@ -276,14 +417,14 @@ def _damaged(draw: st.DrawFn) -> bytes:
 @settings(max_examples=1200, deadline=None, derandomize=True, database=None)
 @given(data=_damaged(), base64_encoded=st.sampled_from([False, False, False, True]))
 def test_damage_never_escapes_as_anything_but_a_clients_fault(data: bytes, base64_encoded: bool) -> None:
-    decoder = Decoder(2**20, 400_000)
+    decoder = Decoder(2**20, 400_000, least_side=24)
     try:
-        image = decoder.decode(data, base64_encoded)
+        image = _read(data, decoder, base64_encoded)
     except ClientFault as fault:
         assert type(fault) is not ClientFault
         assert str(fault).isprintable()
     else:
-        assert image.mode == "RGB" and 0 < image.width * image.height <= 400_000
+        assert 0 < image.pixels.size <= 3 * 400_000
 
 
 def test_every_format_of_the_list_has_a_sample() -> None:

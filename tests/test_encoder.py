@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPConfig,
@@ -23,6 +25,8 @@ from transformers import (
     ViTConfig,
 )
 
+from service import encoder as encoder_room
+from service.cores import Cores
 from service.decode import Decoder
 from service.encoder import Encoder, load_model, resolve_devices, resolve_dtype
 from service.errors import StartupFault
@@ -55,19 +59,26 @@ def _tiny_model() -> Any:
         return SiglipVisionModel(SiglipVisionConfig(image_size=64, patch_size=16, **SHAPE)).eval()
 
 
-def _encoder(dtype: torch.dtype = torch.float32) -> Encoder:
+def _encoder(dtype: torch.dtype = torch.float32, cores: int = 2) -> Encoder:
     preprocessor = Preprocessor.from_config(PROCESSOR)
-    return Encoder(_tiny_model(), CPU, dtype, preprocessor.scale, preprocessor.offset)
+    return Encoder(_tiny_model(), CPU, dtype, preprocessor.scale, preprocessor.offset, Cores(cores))
+
+
+def _plain_encoder(model: Any) -> Encoder:
+    """One that normalises nothing."""
+    return Encoder(model, CPU, torch.float32, (1.0,) * 3, (0.0,) * 3, Cores(2))
 
 
 @pytest.fixture(scope="module")
 def batch() -> Batch:
-    decoder, preprocessor = Decoder(2**25, 10**6, False, None), Preprocessor.from_config(PROCESSOR)
-    images = [decoder.decode(sample(name).data, False) for name in SMALL_NAMES]
+    decoder = Decoder(2**25, 10**6, exif_orientation=False, background=None)
+    preprocessor = Preprocessor.from_config(PROCESSOR, exact=True)
+    images = [decoder.decode(sample(name).data) for name in SMALL_NAMES]
     pixels = np.empty((len(images), 64, 64, 3), np.uint8)
     for image, row in zip(images, pixels, strict=True):
-        preprocessor.resize_into(image, row)
-    values = SiglipImageProcessorPil(**PROCESSOR)(images=images, return_tensors="pt")["pixel_values"]
+        preprocessor.resize_into(row, image.pixels, image.extent)
+    upright = [Image.fromarray(image.pixels) for image in images]
+    values = SiglipImageProcessorPil(**PROCESSOR)(images=upright, return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
         expected = _tiny_model()(pixel_values=values).pooler_output.numpy()
     return Batch(pixels, values.numpy(), expected)
@@ -108,53 +119,91 @@ def test_bfloat16_is_close(batch: Batch) -> None:
     assert np.abs(found - batch.expected).max() > 1e-4  # it was bfloat16
 
 
-def test_a_batch_is_its_rows_in_their_order(batch: Batch) -> None:
-    encoder = _encoder()
+@pytest.mark.parametrize(("dtype", "least"), [(torch.float32, 0.99999), (torch.bfloat16, 0.9999)], ids=str)
+def test_a_batch_is_its_rows_in_their_order(batch: Batch, dtype: torch.dtype, least: float) -> None:
+    encoder = _encoder(dtype)
     together = encoder.encode(batch.pixels)
-    one_by_one = np.concatenate([encoder.encode(row[None]) for row in batch.pixels])
-    _assert_same(together, one_by_one, 0.9999)
+    for size in (1, 2, 3, 5, 8):
+        in_pieces = [encoder.encode(batch.pixels[at : at + size]) for at in range(0, len(together), size)]
+        _assert_same(np.concatenate(in_pieces), together, least)
     order = np.random.default_rng(0).permutation(len(batch.pixels))
-    _assert_same(encoder.encode(batch.pixels[order]), together[order], 0.9999)
+    _assert_same(encoder.encode(batch.pixels[order]), together[order], least)
 
 
-def test_threads_get_their_own_embeddings(batch: Batch) -> None:
-    encoder = _encoder()
-    turns = np.tile(np.arange(len(batch.pixels)), 4)
-    with ThreadPoolExecutor(8) as threads:
-        found = np.concatenate(list(threads.map(lambda row: encoder.encode(batch.pixels[row : row + 1]), turns)))
-    np.testing.assert_allclose(found, batch.expected[turns], atol=1e-4)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_neither_cores_nor_other_callers_change_a_bit_of_an_embedding(batch: Batch, dtype: torch.dtype) -> None:
+    one_core, two_cores = _encoder(dtype, 1), _encoder(dtype, 2)
+    pieces = [batch.pixels[start : start + 1 + start % 5] for start in range(len(batch.pixels))] * 3
+    alone = [one_core.encode(piece) for piece in pieces]
+    with ThreadPoolExecutor(6) as callers:
+        for others in (two_cores.encode(piece) for piece in pieces), callers.map(two_cores.encode, pieces):
+            for found, expected in zip(others, alone, strict=True):
+                np.testing.assert_array_equal(found, expected)
 
 
-class _Greedy(torch.nn.Module):
-    """Takes all of the memory for a batch of more than four."""
+class _Tower:
+    """Stands for the vision tower: zeros, when it has seen the pixel values."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.config = SiglipVisionConfig(image_size=8, patch_size=8, **SHAPE)
-        self.batches: list[int] = []
+    def __init__(self, see: Callable[[torch.Tensor], object] = len) -> None:
+        self.see = see
 
-    def forward(self, pixel_values: torch.Tensor) -> Any:
-        self.batches.append(len(pixel_values))
+    def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        self.see(pixel_values)
+        return torch.zeros(len(pixel_values), 64)
+
+
+@pytest.fixture
+def around(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Encoder]:
+    """Builds an encoder around a tower."""
+
+    def build(tower: _Tower, cores: int = 2) -> Encoder:
+        monkeypatch.setattr(encoder_room, "VisionTower", lambda *_: tower)
+        return _encoder(cores=cores)
+
+    return build
+
+
+def test_on_a_cpu_batches_run_at_the_same_time_on_shares_of_the_cores(around: Callable[..., Encoder]) -> None:
+    both_inside, threads = threading.Barrier(2), list[int]()
+
+    def meet(_: torch.Tensor) -> None:
+        threads.append(torch.get_num_threads())
+        both_inside.wait(timeout=60)
+
+    encoder = around(_Tower(meet), cores=2)
+    with ThreadPoolExecutor(2) as callers:
+        list(callers.map(encoder.encode, [np.zeros((1, 64, 64, 3), np.uint8)] * 2))
+    assert sorted(threads) == [1, 2]
+
+
+@pytest.mark.parametrize(("cores", "lanes"), [(1, 2), (2, 3), (8, 8), (64, 8)])
+def test_a_cpu_has_a_lane_a_core_and_one_more(around: Callable[..., Encoder], cores: int, lanes: int) -> None:
+    assert around(_Tower(), cores).lanes == lanes
+
+
+@pytest.mark.parametrize(
+    ("largest", "seconds", "batches"), [(1, 5.0, [1]), (3, 5.0, [1, 2, 3]), (4, 5.0, [1, 2, 4]), (4, -1.0, [1])]
+)
+def test_warming_up_ends_with_the_largest_batch_or_when_it_gets_long(
+    around: Callable[..., Encoder],
+    monkeypatch: pytest.MonkeyPatch,
+    largest: int,
+    seconds: float,
+    batches: list[int],
+) -> None:
+    monkeypatch.setattr(encoder_room, "_CPU_WARM_UP_SECONDS", seconds)
+    seen: list[int] = []
+    around(_Tower(lambda pixel_values: seen.append(len(pixel_values)))).warm_up(largest)
+    assert seen == batches
+
+
+def test_a_batch_that_does_not_fit_is_told_at_the_start(around: Callable[..., Encoder]) -> None:
+    def take_memory(pixel_values: torch.Tensor) -> None:
         if len(pixel_values) > 4:
             raise torch.OutOfMemoryError("out of memory\nof many lines")
 
-        class Output(NamedTuple):
-            pooler_output: torch.Tensor
-
-        return Output(torch.zeros(len(pixel_values), 64))
-
-
-@pytest.mark.parametrize(("largest", "batches"), [(1, [1]), (3, [1, 2, 3]), (4, [1, 2, 4])])
-def test_warming_up_ends_with_the_largest_batch(largest: int, batches: list[int]) -> None:
-    model = _Greedy()
-    Encoder(model, CPU, torch.float32, (1.0,) * 3, (0.0,) * 3).warm_up(largest)
-    assert model.batches == batches
-
-
-def test_a_batch_that_does_not_fit_is_told_at_the_start() -> None:
-    encoder = Encoder(_Greedy(), CPU, torch.float32, (1.0,) * 3, (0.0,) * 3)
     with pytest.raises(StartupFault, match=r"^a batch of 6 .* memory of cpu; lower --max-batch-size$"):
-        encoder.warm_up(6)
+        around(_Tower(take_memory)).warm_up(6)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +332,7 @@ def test_a_checkpoint_of_both_towers_gives_its_vision_tower(tmp_path: Path, batc
         expected = model.get_image_features(torch.from_numpy(batch.pixel_values)).pooler_output.numpy()
     loaded = load_model(str(tmp_path), None, random_weights=False)
     assert type(loaded) is SiglipVisionModel and loaded.dtype == torch.float32
-    encoder = Encoder(loaded, CPU, torch.float32, (1.0,) * 3, (0.0,) * 3)
+    encoder = _plain_encoder(loaded)
     _assert_same(encoder.encode_pixel_values(batch.pixel_values), expected, 0.99999)
 
 
@@ -302,7 +351,7 @@ def test_random_weights_are_the_same_each_time_and_announced(
         state = torch.random.get_rng_state()
         model = load_model(str(tmp_path / "bare"), None, random_weights=True)
         assert torch.equal(state, torch.random.get_rng_state())
-        embeddings.append(Encoder(model, CPU, torch.float32, (1.0,) * 3, (0.0,) * 3).encode(batch.pixels))
+        embeddings.append(_plain_encoder(model).encode(batch.pixels))
     first, second = embeddings
     np.testing.assert_array_equal(first, second)
     assert first.std() > 0

@@ -1,5 +1,11 @@
-"""Pixel values are those of transformers' own image processor; what it could do and this one cannot is refused."""
+"""Pixel values are those of transformers' own image processor; what it could do and this one cannot is refused.
 
+In exact mode they are so to the bit, else as closely as torch's filters and JPEGs decoded at a reduced scale come.
+"""
+
+import base64
+import dataclasses
+import functools
 import io
 import json
 from pathlib import Path
@@ -11,16 +17,21 @@ import pytest
 from PIL import Image
 from transformers import SiglipImageProcessorPil
 
-from service.decode import Decoder
+from perf import photographs
+from service.decode import DecodedImage, Decoder
 from service.errors import StartupFault
 from service.preprocess import Preprocessor
-from tests.images import NAMES, sample
+from tests.images import NAMES, Pixels, picture, sample
 
 # Without a background Pillow warns of palettes with opacities; in the service that is logged.
 pytestmark = pytest.mark.filterwarnings("ignore:Palette images with Transparency:UserWarning")
 
 REFERENCE_LIKE = Decoder(2**25, 50_000_000, exif_orientation=False, background=None)
 ROUNDING = 1e-6
+TRANSPOSES = list(Image.Transpose)
+# Wider and narrower than the square in either direction, up to an aspect of 1:100 (of taller images Pillow resizes the
+# height first, which rounds otherwise), and none at all to resize.
+SIZES = [(1, 1), (2, 1), (1, 3), (5, 5), (63, 64), (64, 64), (65, 63), (500, 375), (375, 500), (1000, 2), (10, 1000)]
 CONFIGS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "base-224": {
@@ -81,28 +92,57 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def _rgb(name: str) -> Image.Image:
-    return REFERENCE_LIKE.decode(sample(name).data, False)
+@functools.cache
+def _photo(index: int) -> bytes:
+    """One of the four shipped photographs, the longer side 500 pixels; or number 4, which is large, its sides odd."""
+    if index < 4:
+        return base64.b64decode(json.loads(photographs.BASE64_JSON.read_text())["data"][index]["INPUT_IMAGE"][0])
+    return photographs.encode_jpeg(photographs.render(3, 1999, 1501), 90)
 
 
-def _reference(image: Image.Image, config: dict[str, Any]) -> npt.NDArray[np.float32]:
-    processed = SiglipImageProcessorPil(**config)(images=image, return_tensors="np")
+def _decoded(name: str) -> DecodedImage:
+    return REFERENCE_LIKE.decode(sample(name).data)
+
+
+def _whole(pixels: Pixels, transpose: Image.Transpose | None = None) -> DecodedImage:
+    """Pixels as they come from a decoder that reduces nothing."""
+    return DecodedImage(pixels, (pixels.shape[1], pixels.shape[0]), transpose)
+
+
+def _resized(image: DecodedImage, side: int, exact: bool, resample: int = 3) -> npt.NDArray[np.float64]:
+    config = {"size": {"height": side, "width": side}, "resample": resample}
+    square = np.full((side, side, 3), 99, dtype=np.uint8)
+    Preprocessor.from_config(config, exact).resize_into(square, image.pixels, image.extent, image.transpose)
+    return square.astype(np.float64)
+
+
+def _difference(image: DecodedImage, whole: DecodedImage, side: int, resample: int = 3) -> tuple[float, float]:
+    """How far the fast filter's pixels of the first are from the exact ones of the second: the mean and the most."""
+    error = np.abs(_resized(image, side, False, resample) - _resized(whole, side, True, resample))
+    return float(error.mean()), float(error.max())
+
+
+def _reference(image: DecodedImage, config: dict[str, Any]) -> npt.NDArray[np.float32]:
+    upright = Image.fromarray(image.pixels)
+    if image.transpose is not None:
+        upright = upright.transpose(image.transpose)
+    processed = SiglipImageProcessorPil(**config)(images=upright, return_tensors="np")
     values: npt.NDArray[np.float32] = processed.pixel_values[0].astype(np.float32)
     return values
 
 
-def _pixel_values(image: Image.Image, preprocessor: Preprocessor) -> npt.NDArray[np.float32]:
+def _pixel_values(image: DecodedImage, preprocessor: Preprocessor) -> npt.NDArray[np.float32]:
     """float32 `[3, S, S]`: what the device makes of the resized pixels."""
-    pixels = np.full((preprocessor.size, preprocessor.size, 3), 99, dtype=np.uint8)
-    preprocessor.resize_into(image, pixels)
+    square = np.full((preprocessor.size, preprocessor.size, 3), 99, dtype=np.uint8)
+    preprocessor.resize_into(square, image.pixels, image.extent, image.transpose)
     scale, offset = np.array(preprocessor.scale, np.float32), np.array(preprocessor.offset, np.float32)
-    values: npt.NDArray[np.float32] = (pixels.astype(np.float32) * scale - offset).transpose(2, 0, 1)
+    values: npt.NDArray[np.float32] = (square.astype(np.float32) * scale - offset).transpose(2, 0, 1)
     return values
 
 
-def _assert_like_reference(image: Image.Image, config: dict[str, Any]) -> None:
+def _assert_like_reference(image: DecodedImage, config: dict[str, Any]) -> None:
     expected = _reference(image, config)
-    found = _pixel_values(image, Preprocessor.from_config(config))
+    found = _pixel_values(image, Preprocessor.from_config(config, exact=True))
     assert found.shape == expected.shape
     # Relative to values beyond 1: a deviation of 0.26 makes values of 2, raw pixels go up to 255.
     assert np.abs(found - expected).max() <= ROUNDING * max(1.0, float(np.abs(expected).max()))
@@ -110,19 +150,85 @@ def _assert_like_reference(image: Image.Image, config: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_pixel_values_are_the_references(name: str) -> None:
-    _assert_like_reference(_rgb(name), CONFIGS["base-224"])
+    _assert_like_reference(_decoded(name), CONFIGS["base-224"])
+
+
+@pytest.mark.parametrize("transpose", TRANSPOSES)
+def test_a_turned_image_has_the_references_pixel_values(transpose: Image.Transpose) -> None:
+    _assert_like_reference(_whole(picture(290, 170), transpose), CONFIGS["base-224"])
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_each_configuration_is_carried_out_as_by_the_reference(config: dict[str, Any]) -> None:
     for name in ("jpeg_photo", "png_rgba", "one_pixel"):
-        _assert_like_reference(_rgb(name), config)
+        _assert_like_reference(_decoded(name), config)
+
+
+@pytest.mark.parametrize(
+    ("config", "exact", "is_exact", "least_side"),
+    [
+        ("base-224", False, False, 672),
+        ("so400m-384", False, False, 1152),
+        ("bilinear", False, False, 192),
+        ("bilinear", True, True, None),
+        ("nearest", False, True, None),
+    ],
+)
+def test_only_what_torch_resizes_too_may_be_decoded_smaller(
+    config: str, exact: bool, is_exact: bool, least_side: int | None
+) -> None:
+    preprocessor = Preprocessor.from_config(CONFIGS[config], exact)
+    assert (preprocessor.exact, preprocessor.least_side) == (is_exact, least_side)
+
+
+@pytest.mark.parametrize("noise", [False, True], ids=["picture", "noise"])
+@pytest.mark.parametrize(("resample", "mean"), [(2, 0.1), (3, 0.02)], ids=["bilinear", "bicubic"])
+@pytest.mark.parametrize(("width", "height"), SIZES, ids=str)
+def test_the_fast_filter_is_the_references_but_for_rounding(
+    width: int, height: int, resample: int, mean: float, noise: bool
+) -> None:
+    shape = (height, width, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8) if noise else picture(width, height)
+    for side in (64, 224):
+        found = _difference(_whole(pixels), _whole(pixels), side, resample)
+        assert found[0] <= mean and found[1] <= 2
+
+
+@pytest.mark.parametrize("transpose", TRANSPOSES)
+def test_the_fast_filter_turns_like_the_reference(transpose: Image.Transpose) -> None:
+    image = _whole(picture(290, 170), transpose)
+    mean, most = _difference(image, image, 224)
+    # The two passes of a filter do not round alike in the other order.
+    assert mean <= 0.3 and most <= 2
+
+
+@pytest.mark.parametrize(
+    ("photo", "side", "extent"),
+    [
+        (0, 16, (125.0, 93.75)),
+        (0, 32, (250.0, 187.5)),
+        (1, 32, (250.0, 166.5)),
+        (3, 32, (187.5, 250.0)),
+        (4, 64, (499.75, 375.25)),
+        (4, 224, (999.5, 750.5)),
+    ],
+)
+def test_from_a_jpeg_decoded_smaller_come_nearly_the_same_pixels(
+    photo: int, side: int, extent: tuple[float, float]
+) -> None:
+    reduced = dataclasses.replace(REFERENCE_LIKE, least_side=3 * side).decode(_photo(photo))
+    whole = REFERENCE_LIKE.decode(_photo(photo))
+    assert reduced.extent == extent
+    mean, most = _difference(reduced, whole, side)
+    assert mean < 0.3 and most <= 6
+    # A picture that fills all of its pixels would be stretched by the half, or less, of the last one.
+    assert _difference(_whole(reduced.pixels), whole, side)[0] > 2 * mean
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "png_gray_16_bit"])
 def test_without_the_deviations_the_rgb_image_is_pillows(name: str) -> None:
     expected = Image.open(io.BytesIO(sample(name).data)).convert("RGB")
-    assert _rgb(name).tobytes() == expected.tobytes()
+    np.testing.assert_array_equal(_decoded(name).pixels, np.asarray(expected))
 
 
 def test_harmless_keys_change_nothing() -> None:

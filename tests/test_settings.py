@@ -45,7 +45,7 @@ def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Sources],
 @pytest.mark.parametrize(
     ("sources", "lanes"),
     [
-        (Sources(), 2),
+        (Sources(), 0),
         (Sources("lanes = 3"), 3),
         (Sources("", "SERVICE_LANES=4"), 4),
         (Sources("", "", "--lanes 5"), 5),
@@ -61,15 +61,17 @@ def test_the_command_line_wins_over_the_environment_over_the_file(
     settings = load(sources)
     assert settings.lanes == lanes
     # The other settings keep their defaults.
-    assert settings.model_copy(update={"lanes": 2, "config": None}) == DEFAULTS
+    assert settings.model_copy(update={"lanes": 0, "config": None}) == DEFAULTS
 
 
 def test_each_source_adds_to_the_others(load: Callable[[Sources], Settings]) -> None:
     file = 'http_port = 9000\ngrpc_port = 9001\nbackground = "none"\nexif_orientation = false\ndevice = "cuda:0,cuda:1"'
+    file += "\ncache_mb = 64\nexact_pixels = true\ncpu_threads = 3"
     settings = load(Sources(file, "SERVICE_METRICS_PORT=0", "--dtype float16 --default-normalize true"))
     assert settings.ports == {"http_port": 9000, "grpc_port": 9001}
     assert (settings.dtype, settings.default_normalize, settings.exif_orientation) == ("float16", True, False)
     assert (settings.device, settings.background_rgb) == ("cuda:0,cuda:1", None)
+    assert (settings.cache_mb, settings.exact_pixels, settings.cpu_threads) == (64, True, 3)
 
 
 def test_the_environment_may_name_the_file(
@@ -132,7 +134,10 @@ BAD = [
     ("model_alias", "a/b", "model_alias"),
     ("model_alias", "Embed_Image", "model_alias"),
     ("log_level", "LOUD", "log_level"),
-    ("lanes", "0", "lanes"),
+    ("lanes", "17", "lanes"),
+    ("cpu_threads", "-1", "cpu_threads"),
+    ("exact_pixels", "nearly", "exact_pixels"),
+    ("cache_mb", "-1", "cache_mb"),
     ("max_batch_size", "4097", "max_batch_size"),
     ("max_image_pixels", "200000000", "max_image_pixels"),
     ("grpc_port", "8000", "grpc_port"),

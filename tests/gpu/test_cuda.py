@@ -1,15 +1,22 @@
-"""On CUDA the numbers stay the reference's, in every dtype. Run with `python -m pytest tests/gpu`."""
+"""On CUDA the numbers stay the reference's, in every dtype and under every load. Run it with `pytest tests/gpu`."""
 
+import threading
+import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 
+from service import encoder as encoder_room
+from service.cores import Cores
 from service.decode import Decoder
 from service.encoder import Encoder, load_model, resolve_devices, resolve_dtype
+from service.metrics import Metrics
 from service.pipeline import Pipeline, Row
 from service.preprocess import Preprocessor
 from tests import images
@@ -27,42 +34,108 @@ CHECKPOINTS = {
     "so400m-384": (REPOSITORY / "perf" / "architectures" / "so400m-patch14-384", True),
 }
 LEAST_COSINE = {"float32": 0.99999, "float16": 0.9999, "bfloat16": 0.999}
+SIZES = (1, 60, 3, 17, 60, 2, 1, 33)
+DECODER = Decoder(2**25, 50_000_000)
+
+Pixels = npt.NDArray[np.uint8]
+Vectors = npt.NDArray[np.float32]
+
+
+def _preprocessor(checkpoint: str) -> Preprocessor:
+    return Preprocessor.from_pretrained(str(CHECKPOINTS[checkpoint][0]), exact=True)
+
+
+def _encoder(checkpoint: str, dtype: str = "auto") -> Encoder:
+    (device,), preprocessor = resolve_devices("cuda"), _preprocessor(checkpoint)
+    model = _model(checkpoint)
+    return Encoder(model, device, resolve_dtype(dtype, device), preprocessor.scale, preprocessor.offset, Cores())
+
+
+def _model(checkpoint: str) -> Any:
+    folder, random_weights = CHECKPOINTS[checkpoint]
+    return load_model(str(folder), None, random_weights)
+
+
+def _references(checkpoint: str, rows: Sequence[Row]) -> Vectors:
+    """What transformers' model gives in float32 on the CPU."""
+    model, preprocessor = _model(checkpoint), _preprocessor(checkpoint)
+    squares = np.empty((len(rows), preprocessor.size, preprocessor.size, 3), np.uint8)
+    for row, square in zip(rows, squares, strict=True):
+        image = DECODER.decode(row.data)
+        preprocessor.resize_into(square, image.pixels, image.extent, image.transpose)
+    values = squares * np.array(preprocessor.scale, np.float32) - np.array(preprocessor.offset, np.float32)
+    with torch.inference_mode():
+        pixel_values = torch.from_numpy(values.astype(np.float32)).permute(0, 3, 1, 2)
+        embeddings: Vectors = torch.cat([model(pixel_values=one[None]).pooler_output for one in pixel_values]).numpy()
+    return embeddings
+
+
+def _batches(encoder: Encoder) -> list[Pixels]:
+    """Noise in batches of the sizes above, every image another one."""
+    random, side = np.random.default_rng(0), encoder.image_size
+    return [random.integers(0, 256, (size, side, side, 3), np.uint8) for size in SIZES]
 
 
 @pytest.mark.parametrize("dtype", LEAST_COSINE)
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)
 def test_a_batch_of_60_has_the_reference_embeddings(checkpoint: str, dtype: str) -> None:
     """Sixty awkward images through the pipeline on CUDA, against transformers' model in float32 on the CPU."""
-    folder, random_weights = CHECKPOINTS[checkpoint]
-    model = load_model(str(folder), None, random_weights)
-    preprocessor = Preprocessor.from_pretrained(str(folder))
-    rows = [Row(images.sample(name).data, False) for name in images.NAMES if name != "10000x3000"]
-    expected = np.concatenate([_reference(model, preprocessor, row) for row in rows])
-    (device,) = resolve_devices("cuda")
-    encoder = Encoder(model, device, resolve_dtype(dtype, device), preprocessor.scale, preprocessor.offset)
+    rows = [Row(images.sample(name).data, False) for name in images.SMALL_NAMES]
+    encoder = _encoder(checkpoint, dtype)
     encoder.warm_up(60)
-    batch = (rows * 60)[:60]
-    with ThreadPoolExecutor(4) as threads:
-        outcomes = Pipeline(_DECODER, preprocessor, encoder, threads).embed(batch)
+    with ThreadPoolExecutor(4) as helpers:
+        pipeline = Pipeline(DECODER, _preprocessor(checkpoint), encoder, Cores(), helpers, Metrics())
+        outcomes = pipeline.embed((rows * 60)[:60])
     embeddings = np.stack([outcome for outcome in outcomes if isinstance(outcome, np.ndarray)])
     assert embeddings.shape == (60, encoder.dimension)
-    assert cosines(embeddings, np.concatenate([expected] * 60)[:60]).min() >= LEAST_COSINE[dtype]
+    expected = np.concatenate([_references(checkpoint, rows)] * 60)[:60]
+    assert cosines(embeddings, expected).min() >= LEAST_COSINE[dtype]
+
+
+def test_batches_of_any_size_after_one_another_keep_their_embeddings() -> None:
+    """What is uploaded and downloaded goes through memory that is used again."""
+    encoder = _encoder("base-224", "float32")
+    batches = _batches(encoder)
+    one_by_one = [np.concatenate([encoder.encode(row[None]) for row in batch]) for batch in batches]
+    embeddings, copies = [], []
+    for batch in batches:
+        pixels = batch.copy()
+        embeddings.append(encoder.encode(pixels))
+        pixels[...] = 0
+        copies.append(embeddings[-1].copy())
+    for found, copy, expected in zip(embeddings, copies, one_by_one, strict=True):
+        np.testing.assert_array_equal(found, copy)
+        assert cosines(found, expected).min() >= LEAST_COSINE["float32"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "auto"])
+def test_many_callers_at_once_get_exactly_what_one_gets(dtype: str) -> None:
+    encoder = _encoder("base-224", dtype)
+    batches = _batches(encoder)
+    alone = [encoder.encode(batch) for batch in batches]
+    with ThreadPoolExecutor(16) as callers:
+        for _ in range(4):
+            for found, expected in zip(callers.map(encoder.encode, batches * 4), alone * 4, strict=True):
+                np.testing.assert_array_equal(found, expected)
+
+
+def test_kernels_are_launched_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = threading.Lock()
+
+    def tower(pixel_values: torch.Tensor) -> torch.Tensor:
+        assert inside.acquire(blocking=False)
+        time.sleep(0.01)
+        inside.release()
+        return pixel_values.mean(dim=(2, 3))
+
+    monkeypatch.setattr(encoder_room, "VisionTower", lambda *_: tower)
+    encoder = _encoder("demo", "float32")
+    assert encoder.lanes == 2
+    with ThreadPoolExecutor(8) as callers:
+        assert len(list(callers.map(encoder.encode, _batches(encoder) * 2))) == 2 * len(SIZES)
 
 
 def test_auto_is_the_first_cuda_device_in_a_dtype_it_has_units_for() -> None:
     (device,) = resolve_devices("auto")
     assert device == torch.device("cuda:0")
     assert resolve_dtype("auto", device) in (torch.bfloat16, torch.float16)
-
-
-_DECODER = Decoder(2**25, 50_000_000)
-
-
-def _reference(model: torch.nn.Module, preprocessor: Preprocessor, row: Row) -> npt.NDArray[np.float32]:
-    pixels = np.empty((preprocessor.size, preprocessor.size, 3), np.uint8)
-    preprocessor.resize_into(_DECODER.decode(row.data, False), pixels)
-    values = pixels * np.array(preprocessor.scale, np.float32) - np.array(preprocessor.offset, np.float32)
-    with torch.inference_mode():
-        tensor = torch.from_numpy(values.transpose(2, 0, 1)[None].astype(np.float32))
-        embedding: npt.NDArray[np.float32] = model(pixel_values=tensor).pooler_output.numpy()
-    return embedding

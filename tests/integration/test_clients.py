@@ -82,6 +82,7 @@ def test_metadata_config_statistics_health_and_metrics(running: ServiceProcess) 
         assert requests.get(running.url + path, timeout=30).status_code == 200
     metrics = requests.get(f"http://127.0.0.1:{running.metrics_port}/metrics", timeout=30).text
     assert 'nv_inference_request_success{model="embed_image",version="1"}' in metrics
+    assert 'embed_images_total{code="ok"}' in metrics
 
 
 def test_the_statistics_of_siglip_move_without_clients(running: ServiceProcess) -> None:

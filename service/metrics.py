@@ -1,0 +1,111 @@
+"""What the service measures of itself, and the address where it is read together with Triton's own measurements.
+
+It must not know what is measured. Names and units follow Prometheus' conventions; all of ours start with `embed_`.
+"""
+
+import contextlib
+import http.client
+import logging
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+logger = logging.getLogger(__name__)
+
+_STAGES = ("decode", "resize", "encode")
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+_IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+_TRITON_TIMEOUT_SECONDS = 5.0
+
+
+class Metrics:
+    """The service's measurements. Safe to use from several threads; a measurement takes a few microseconds."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        stage_seconds = Histogram(
+            "embed_stage_seconds",
+            "Seconds of a stage: decode and resize of one image, encode of one batch.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        # labels() takes as long as the measurement itself.
+        self._stage_seconds = {stage: stage_seconds.labels(stage) for stage in _STAGES}
+        self._batch_images = Histogram(
+            "embed_batch_images", "Images encoded in one batch.", buckets=_IMAGES, registry=self.registry
+        )
+        self._images = Counter(
+            "embed_images",
+            "Images answered, by outcome: ok, or the code of their fault.",
+            ["code"],
+            registry=self.registry,
+        )
+        self._repeats = Counter(
+            "embed_repeats", "Images answered without encoding, as repeats of others.", registry=self.registry
+        )
+        self._busy_lanes = Gauge("embed_busy_lanes", "Batches in the works.", registry=self.registry)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measure the seconds of a stage: `decode`, `resize` or `encode`. One that raises counts as well."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._stage_seconds[name].observe(time.perf_counter() - started)
+
+    def batch_in_the_works(self) -> contextlib.AbstractContextManager[None]:
+        """Count a batch as one that keeps a lane busy."""
+        busy: contextlib.AbstractContextManager[None] = self._busy_lanes.track_inprogress()
+        return busy
+
+    def encoded(self, images: int) -> None:
+        """Count a batch that goes to the encoder."""
+        self._batch_images.observe(images)
+
+    def answered(self, code: str) -> None:
+        """Count an image: `ok`, or the code of its fault."""
+        self._images.labels(code).inc()
+
+    def repeated(self, images: int) -> None:
+        """Count images that needed no encoding."""
+        self._repeats.inc(images)
+
+
+@contextlib.contextmanager
+def metrics_endpoint(metrics: Metrics, host: str, port: int, triton_url: str) -> Iterator[None]:
+    """Serve Triton's measurements, read from `triton_url`, and ours at `http://host:port/metrics`."""
+
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # not by the environment's http_proxy
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path != "/metrics":
+                return self.send_error(404)
+            try:
+                with direct.open(triton_url, timeout=_TRITON_TIMEOUT_SECONDS) as response:
+                    text = response.read() + generate_latest(metrics.registry)
+            except (OSError, http.client.HTTPException):
+                return self.send_error(503, "Triton does not answer")
+            self.send_response(200)
+            self.send_header("Content-Type", CONTENT_TYPE_PLAIN_0_0_4)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, format: str, *args: object) -> None:
+            logger.debug(format, *args)
+
+    server = ThreadingHTTPServer((host, port), Handler)
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,44 @@
+"""The same bits, whatever the service is set to for speed."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import requests
+from PIL import Image
+
+from tests.integration import reference
+from tests.integration.clients import base64_text, embed_raw, post_json
+from tests.integration.reference import Embeddings, photographs
+from tests.integration.service_process import ServiceProcess, service
+
+
+def test_lanes_threads_and_cache_change_no_bit_of_the_reference_s_numbers(tmp_path: Path) -> None:
+    """One of the JPEGs is large enough for a reduced scale: with exact pixels its numbers, too, are the reference's."""
+    images = [*photographs(), _enlarged(photographs()[0])]
+    exact = ("--dtype", "float32", "--exact-pixels", "true")
+    with service(tmp_path, *exact, "--lanes", "1", "--cpu-threads", "1") as narrow:
+        expected = embed_raw(narrow, images)
+    np.testing.assert_allclose(expected, reference.embed(images), atol=2e-5)
+    with service(tmp_path, *exact, "--lanes", "3", "--cpu-threads", "2", "--cache-mb", "1") as wide:
+        np.testing.assert_array_equal(embed_raw(wide, images), expected)
+        assert _repeats(wide) == 0
+        np.testing.assert_array_equal(_embed_base64(wide, images), expected)
+        assert _repeats(wide) == len(images)
+
+
+def _embed_base64(running: ServiceProcess, images: list[bytes]) -> Embeddings:
+    answers = [post_json(running, [base64_text(image)], {"base64_encoded": True}).json() for image in images]
+    return np.array([answer["outputs"][0]["data"] for answer in answers], np.float32)
+
+
+def _repeats(running: ServiceProcess) -> float:
+    metrics = requests.get(f"http://127.0.0.1:{running.metrics_port}/metrics", timeout=30).text
+    (line,) = (line for line in metrics.splitlines() if line.startswith("embed_repeats_total "))
+    return float(line.split()[1])
+
+
+def _enlarged(jpeg: bytes) -> bytes:
+    file = io.BytesIO()
+    Image.open(io.BytesIO(jpeg)).resize((1203, 801)).save(file, "JPEG")
+    return file.getvalue()

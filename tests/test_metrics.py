@@ -1,0 +1,149 @@
+"""One scrape reads Triton's measurements and ours; what cannot be answered says so and breaks nothing."""
+
+import socket
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.error import HTTPError, URLError
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.metrics import Metrics, metrics_endpoint
+
+TRITONS = b"""# HELP nv_inference_count Number of inferences performed
+# TYPE nv_inference_count counter
+nv_inference_count{model="embed_image",version="1"} 23
+"""
+
+
+class _Triton(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(503 if self.path == "/failing" else 200)
+        self.send_header("Content-Length", str(len(TRITONS)))
+        self.end_headers()
+        self.wfile.write(TRITONS[:20] if self.path == "/dying" else TRITONS)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep the tests quiet."""
+
+
+@pytest.fixture(scope="module")
+def triton() -> Iterator[str]:
+    """The address of a stand-in for Triton's metrics."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Triton)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def _served(metrics: Metrics, triton_url: str) -> Iterator[str]:
+    port = _free_port()
+    with metrics_endpoint(metrics, "127.0.0.1", port, triton_url):
+        yield f"http://127.0.0.1:{port}"
+
+
+def _get(url: str) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response:
+            assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+            return response.status, response.read()
+    except HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+def _samples(text: bytes) -> dict[tuple[str, ...], float]:
+    """Values by name and label values."""
+    families = text_string_to_metric_families(text.decode())
+    return {(sample.name, *sample.labels.values()): sample.value for family in families for sample in family.samples}
+
+
+def test_a_scrape_is_tritons_text_followed_by_ours(triton: str) -> None:
+    metrics = Metrics()
+    with metrics.stage("decode"), metrics.batch_in_the_works(), _served(metrics, f"{triton}/metrics") as url:
+        metrics.encoded(3)
+        metrics.repeated(2)
+        for code in ("ok", "ok", "corrupt_image"):
+            metrics.answered(code)
+        with pytest.raises(RuntimeError), metrics.stage("encode"):
+            raise RuntimeError
+        status, text = _get(f"{url}/metrics")
+    assert status == 200 and text.startswith(TRITONS)
+    expected = {
+        ("nv_inference_count_total", "embed_image", "1"): 23,  # as the parser calls every counter
+        ("embed_images_total", "ok"): 2,
+        ("embed_images_total", "corrupt_image"): 1,
+        ("embed_repeats_total",): 2,
+        ("embed_busy_lanes",): 1,
+        ("embed_batch_images_count",): 1,
+        ("embed_batch_images_sum",): 3,
+        ("embed_stage_seconds_count", "decode"): 0,  # not over yet
+        ("embed_stage_seconds_count", "resize"): 0,
+        ("embed_stage_seconds_count", "encode"): 1,
+    }
+    found = _samples(text)
+    assert {key: found.get(key) for key in expected} == expected
+
+
+def test_measurements_of_many_threads_are_all_counted() -> None:
+    metrics = Metrics()
+
+    def measure() -> None:
+        for _ in range(500):
+            with metrics.batch_in_the_works(), metrics.stage("resize"):
+                metrics.answered("ok")
+
+    threads = [threading.Thread(target=measure) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    value = metrics.registry.get_sample_value
+    assert value("embed_images_total", {"code": "ok"}) == 4000
+    assert value("embed_stage_seconds_count", {"stage": "resize"}) == 4000
+    assert value("embed_busy_lanes") == 0
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics/", "/metricsx", "/v2/health/ready", "/../metrics"])
+def test_there_is_nothing_at_other_paths(triton: str, path: str) -> None:
+    with _served(Metrics(), f"{triton}/metrics") as url:
+        assert _get(url + path)[0] == 404
+        assert _get(f"{url}/metrics")[0] == 200
+
+
+@pytest.mark.parametrize("problem", ["nobody listens", "failing", "dying"])
+def test_without_tritons_measurements_a_scrape_says_so(triton: str, problem: str) -> None:
+    triton_url = f"http://127.0.0.1:{_free_port()}/metrics" if problem == "nobody listens" else f"{triton}/{problem}"
+    with _served(Metrics(), triton_url) as url:
+        assert [_get(f"{url}/metrics")[0] for _ in range(2)] == [503, 503]
+
+
+def test_a_proxy_of_the_environment_does_not_stand_before_triton(triton: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with _served(Metrics(), f"{triton}/metrics") as url:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        monkeypatch.setattr(urllib.request, "_opener", None)  # it would remember the environment of its first use
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{_free_port()}")
+        with opener.open(f"{url}/metrics", timeout=30) as response:
+            assert response.status == 200
+
+
+def test_the_port_is_free_again_at_the_end_whatever_ended_it(triton: str) -> None:
+    with pytest.raises(KeyboardInterrupt), _served(Metrics(), f"{triton}/metrics") as url:
+        assert _get(f"{url}/metrics")[0] == 200
+        raise KeyboardInterrupt
+    with pytest.raises(URLError, match="refused"):
+        urllib.request.urlopen(f"{url}/metrics", timeout=30)
+    with socket.socket() as again:
+        again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        again.bind(("127.0.0.1", int(url.rsplit(":", 1)[1])))
