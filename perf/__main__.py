@@ -1,0 +1,13 @@
+"""`python -m perf`: arguments -> rows -> results -> report."""
+
+import sys
+
+# Nothing else is imported here: the load generators' processes import this module again and need no torch.
+if __name__ == "__main__":
+    import signal
+
+    from perf.command import main
+
+    # As for Ctrl-C, what was started is ended in order.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,123 @@
+"""The command line: which rows to measure, how, and where the results go."""
+
+import argparse
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from perf import machine, peers
+from perf.bench import Bench
+from perf.load.client import OwnClient
+from perf.load.perf_analyzer import PerfAnalyzer, find_perf_analyzer
+from perf.load.protocols import Target
+from perf.report import write_readme, write_report
+from perf.results import FOLDER, Results, Row, conditions, results_of_this_machine
+from perf.rows import ROWS
+from perf.samples import MIN_ROUNDS, Findings, NotMeasured
+from service.encoder import resolve_devices
+from service.errors import StartupFault
+
+# Python takes half a millisecond a request, so a large machine needs more than one process to be put under load.
+_CORES_A_CLIENT = 4
+_MOST_CLIENTS = 8
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure, write the results after each row, and say where the report is."""
+    options = _parse(arguments)
+    results = results_of_this_machine(options.output)
+    if options.command != "report":
+        with _bench(options) as bench:
+            measurements = _measurements(options, bench)
+            for number, (name, measure) in enumerate(measurements.items(), 1):
+                print(f"[{number} of {len(measurements)}] {name}", flush=True)
+                results.rows[name] = _measure(measure, options)
+                results.save(options.output)
+    _report(results, options.output)
+    return 0
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--output", type=Path, help="folder for results (default: perf/results)")
+    common.add_argument("--rounds", type=int, default=MIN_ROUNDS, help=f"default and least for ratios: {MIN_ROUNDS}")
+    common.add_argument("--seconds", type=float, default=10.0, help="least length of a measurement (default: 10)")
+    common.add_argument("--quick", action="store_true", help="one short round, results into a new folder")
+    common.add_argument("--device", default="auto", help="where models run, as for the service (default: auto)")
+    common.add_argument(
+        "--client",
+        choices=("auto", "own", "perf_analyzer"),
+        default="auto",
+        help="load generator for gRPC; auto is perf_analyzer where it is installed (PERF_ANALYZER or PATH)",
+    )
+    parser = argparse.ArgumentParser(prog="python -m perf", description="Measure the service on this machine.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    run = commands.add_parser(
+        "run",
+        parents=[common],
+        help="measure the report's rows (the default)",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="rows:\n" + "\n".join(f"  {name:18} {kind.what}" for name, kind in ROWS.items()),
+    )
+    run.add_argument("rows", nargs="*", metavar="ROW", help="the rows to measure (default: all)")
+    load = commands.add_parser("load", parents=[common], help="put any endpoints under load, side by side")
+    peers.add_arguments(load)
+    commands.add_parser("report", parents=[common], help="write the report again from the results")
+    named = arguments and arguments[0] in (*commands.choices, "-h", "--help")
+    options = parser.parse_args(arguments if named else ["run", *arguments])
+    if unknown := set(getattr(options, "rows", ())) - set(ROWS):
+        run.error(f"there is no row {unknown.pop()!r}; known are {', '.join(ROWS)}")
+    if options.quick:
+        options.rounds, options.seconds = 1, 1.0
+    # A quick run has no figures, and is not to take the place of those that are there.
+    options.output = options.output or (Path(tempfile.mkdtemp(prefix="perf-")) if options.quick else FOLDER)
+    return options
+
+
+@contextlib.contextmanager
+def _bench(options: argparse.Namespace) -> Iterator[Bench]:
+    path = None if options.client == "own" else find_perf_analyzer()
+    if path is None and options.client == "perf_analyzer":
+        raise SystemExit("error: no perf_analyzer that runs here; set PERF_ANALYZER to one")
+    processes = min(_MOST_CLIENTS, max(1, machine.cores() // _CORES_A_CLIENT))
+    try:
+        (device, *_) = resolve_devices(options.device)
+    except StartupFault as fault:
+        raise SystemExit(f"error: {fault}") from fault
+    with tempfile.TemporaryDirectory(prefix="perf-") as folder, OwnClient(processes) as own_client:
+        perf_analyzer = PerfAnalyzer(path, Path(folder)) if path else None
+        yield Bench(options.rounds, options.seconds, device, own_client, perf_analyzer, options.quick)
+
+
+def _measurements(options: argparse.Namespace, bench: Bench) -> dict[str, Callable[[], Findings]]:
+    if options.command == "load":
+        single = [Target(options.label, options.protocol, options.url, options.model)] if options.url else []
+        targets = single + options.target
+        if not targets:
+            raise SystemExit("error: nothing to measure; give --url or --target")
+        return {"peers": partial(peers.measure_peers, bench, targets, options.in_flight)}
+    return {name: partial(ROWS[name].measure, bench) for name in options.rows or ROWS}
+
+
+def _measure(measure: Callable[[], Findings], options: argparse.Namespace) -> Row:
+    settings = {key: getattr(options, key) for key in ("rounds", "seconds", "device", "client")}
+    before = conditions(**settings)
+    try:
+        return Row(before, measure())
+    # An OSError: the service, or a peer, has gone away. The other rows can still be measured.
+    except (NotMeasured, OSError) as reason:
+        print(f"not measured: {reason}", flush=True)
+        return Row(before, Findings(), str(reason))
+
+
+def _report(results: Results, folder: Path) -> None:
+    titles = {name: (kind.title, kind.what) for name, kind in ROWS.items()}
+    if "peers" in results.rows:
+        titles["peers"] = (peers.TITLE, peers.WHAT)
+    path = write_report(results, folder, titles)
+    if folder.resolve() == FOLDER:
+        write_readme(folder, titles)
+    print(path.read_text())
+    print(f"written to {path}")

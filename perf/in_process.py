@@ -1,0 +1,170 @@
+"""The other side of the ratios: the service's own rooms and plain loops, in this process, without a server."""
+
+import functools
+import io
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from perf import machine
+from service.cores import Cores
+from service.decode import Decoder
+from service.encoder import Encoder, load_model, resolve_dtype
+from service.preprocess import Preprocessor
+from service.settings import load_settings
+
+Pixels = npt.NDArray[np.uint8]
+
+_LEAST_CALLS = 3
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's short name and, below the repository, its folder; an architecture gets random weights."""
+
+    name: str
+    folder: str
+
+    @property
+    def path(self) -> str:
+        """The folder's full path."""
+        return str(machine.REPOSITORY / self.folder)
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether the folder is a bare configuration."""
+        return self.folder.startswith("perf/")
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """How the service is told to serve it."""
+        return ("--checkpoint", self.path, "--random-weights", str(self.random_weights).lower())
+
+
+DEMO = Checkpoint("demo", "service/demo/checkpoint")
+BASE = Checkpoint("base-224", "perf/architectures/base-patch16-224")
+SO400M = Checkpoint("so400m-384", "perf/architectures/so400m-patch14-384")
+
+
+class Rooms:
+    """A checkpoint in this process, its rooms set up as the service sets them up by default; weights come when used.
+
+    Attributes:
+        device: where the encoders compute.
+        preprocessor: for its size S and its filter.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: str = "auto") -> None:
+        settings = load_settings([])
+        self.device = device
+        self.preprocessor = Preprocessor.from_pretrained(checkpoint.path)
+        self._checkpoint = checkpoint
+        self._dtype = resolve_dtype(dtype, device)
+        self._decoder = Decoder(settings.max_image_bytes, settings.max_image_pixels, self.preprocessor.least_side)
+
+    @functools.cached_property
+    def encoder(self) -> Encoder:
+        """The encoder on all cores, or the GPU."""
+        return self._encoder(Cores())
+
+    @functools.cached_property
+    def narrow_encoder(self) -> Encoder:
+        """The same on one core a call, however many calls there are."""
+        return self._encoder(Cores(1))
+
+    def _encoder(self, cores: Cores) -> Encoder:
+        model = load_model(self._checkpoint.path, None, self._checkpoint.random_weights)
+        return Encoder(model, self.device, self._dtype, self.preprocessor.scale, self.preprocessor.offset, cores)
+
+    def prepare(self, jpeg: bytes, pixels: Pixels) -> None:
+        """The service's way from a JPEG to pixels (uint8 `[S, S, 3]`)."""
+        decoded = self._decoder.decode(jpeg)
+        self.preprocessor.resize_into(pixels, decoded.pixels, decoded.extent, decoded.transpose)
+
+    def prepare_plainly(self, jpeg: bytes, pixels: Pixels) -> None:
+        """Pillow's plain way from a JPEG to pixels (uint8 `[S, S, 3]`)."""
+        side = self.preprocessor.size
+        image = Image.open(io.BytesIO(jpeg)).convert("RGB").resize((side, side), self.preprocessor.resample)
+        pixels[...] = np.asarray(image)
+
+    def empty(self, count: int) -> Pixels:
+        """Room for `count` images (uint8 `[count, S, S, 3]`)."""
+        return np.empty((count, self.preprocessor.size, self.preprocessor.size, 3), np.uint8)
+
+
+def images_per_second(calls: Sequence[Callable[[], int]], seconds: float) -> float:
+    """Images a second of `calls`, each made again and again by a thread of its own; a call returns its images.
+
+    Whole calls are timed, the first of them not, for at least `seconds` and three calls.
+    """
+    with ThreadPoolExecutor(len(calls)) as threads:
+        return sum(threads.map(lambda call: _pace(call, seconds), calls))
+
+
+def _pace(call: Callable[[], int], seconds: float) -> float:
+    call()
+    started, images, calls = time.perf_counter(), 0, 0
+    while calls < _LEAST_CALLS or time.perf_counter() - started < seconds:
+        images, calls = images + call(), calls + 1
+    return images / (time.perf_counter() - started)
+
+
+def encoding(encoder: Encoder, batch: int) -> Callable[[], int]:
+    """A call that encodes `batch` ready images."""
+    side = encoder.image_size
+    pixels = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), np.uint8)
+    return lambda: len(encoder.encode(pixels))
+
+
+def encoder_alone(rooms: Rooms, batch: Callable[[], int], seconds: float) -> dict[str, Callable[[], float]]:
+    """Ways to have the encoder as fast as it can be, each with its measurement in images/s; `batch` is asked late."""
+    if rooms.device.type == "cuda":
+        several, side_by_side = 2, rooms.encoder
+    else:
+        several, side_by_side = machine.cores(), rooms.narrow_encoder
+    return {
+        "one call at a time": lambda: images_per_second([encoding(rooms.encoder, batch())], seconds),
+        f"{several} calls at a time": lambda: images_per_second([encoding(side_by_side, batch())] * several, seconds),
+    }
+
+
+def bare_loops(rooms: Rooms, jpegs: Sequence[bytes], batch: int, seconds: float) -> dict[str, Callable[[], float]]:
+    """Plain loops over `jpegs` without a server, each with its measurement in images/s."""
+    every_thread = [_whole_batch(rooms, jpegs[:batch])] * machine.cores()
+    return {
+        "threads that decode ahead of one that encodes": lambda: _decoded_ahead(rooms, jpegs[:batch], seconds),
+        "threads that do all for their own batch": lambda: images_per_second(every_thread, seconds),
+    }
+
+
+def _whole_batch(rooms: Rooms, jpegs: Sequence[bytes]) -> Callable[[], int]:
+    def decode_and_encode() -> int:
+        batch = rooms.empty(len(jpegs))
+        for jpeg, pixels in zip(jpegs, batch, strict=True):
+            rooms.prepare_plainly(jpeg, pixels)
+        return len(rooms.narrow_encoder.encode(batch))
+
+    return decode_and_encode
+
+
+def _decoded_ahead(rooms: Rooms, jpegs: Sequence[bytes], seconds: float) -> float:
+    """Images/s of a pool that decodes the next batch while the caller encodes this one on all cores."""
+    with ThreadPoolExecutor(machine.cores()) as pool:
+
+        def batches() -> Iterator[Pixels]:
+            ahead = rooms.empty(len(jpegs))
+            prepared = pool.map(rooms.prepare_plainly, jpegs, ahead)
+            while True:
+                list(prepared)
+                ready, ahead = ahead, rooms.empty(len(jpegs))
+                prepared = pool.map(rooms.prepare_plainly, jpegs, ahead)
+                yield ready
+
+        source = batches()
+        return images_per_second([lambda: len(rooms.encoder.encode(next(source)))], seconds)

@@ -1,0 +1,53 @@
+"""The machine and the software that a measurement holds for."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+REPOSITORY = Path(__file__).parents[1]
+_PACKAGES = ("nvidia-pytriton", "torch", "transformers", "numpy", "pillow", "tritonclient", "aiohttp")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def describe() -> dict[str, Any]:
+    """Name (fit for a file), processor, cores, memory, GPUs and operating system."""
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    names = [_cpu_model(), f"{cores()} cores", *sorted(set(gpus))]
+    return {
+        "name": re.sub(r"[^a-z0-9]+", "-", " ".join(names).lower()).strip("-"),
+        "cpu": _cpu_model(),
+        "cores": cores(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9),
+        "gpus": gpus,
+        "system": platform.platform(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that a figure depends on."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
+
+
+def commit() -> str:
+    """The short commit, `-dirty` where files differ from it; `unknown` outside a git checkout."""
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _cpu_model() -> str:
+    found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1].strip() if found else platform.machine()

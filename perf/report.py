@@ -1,0 +1,114 @@
+"""Results -> a report in Markdown with plots, and the block at the top of `perf/README.md`."""
+
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from perf.plots import draw
+from perf.results import Results, Row, read_results
+from perf.samples import Figure, NotEnoughSamples, Table
+
+_README = Path(__file__).parent / "README.md"
+_BLOCK = re.compile(r"(<!-- results -->\n).*(<!-- /results -->)", re.DOTALL)
+
+
+def write_report(results: Results, folder: Path, titles: dict[str, tuple[str, str]]) -> Path:
+    """Write `<machine>.md` and its plots; `titles` has each row's title and what it measures, in the report's order."""
+    plots = draw(results, folder)
+    names = [name for name in titles if name in results.rows]
+    lines = [f"# {results.name}", "", _about(results), "", *_summary(results, titles)]
+    for name in names:
+        row, (title, what) = results.rows[name], titles[name]
+        lines += ["", f"## {title}", "", f"{what[0].upper()}{what[1:]}.", ""]
+        lines += [f"Not measured: {row.not_measured}", ""] if row.not_measured else _details(row, plots.get(name))
+        lines.append(f"Measured with {_conditions(row)}")
+    path = folder / f"{results.name}.md"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def write_readme(folder: Path, titles: dict[str, tuple[str, str]], readme: Path = _README) -> None:
+    """Rewrite the block of results in the README from all results in `folder`, which lies beside it."""
+    lines: list[str] = []
+    for path in sorted(folder.glob("*.json")):
+        results = read_results(path)
+        lines += [f"### {_about(results)}", "", *_summary(results, titles), ""]
+        plots = sorted(folder.glob(f"{results.name}-*.svg"))
+        lines += [f"![{plot.stem}]({folder.name}/{plot.name})" for plot in plots]
+        lines += ["", f"[All tables and conditions]({folder.name}/{results.name}.md)", ""]
+    readme.write_text(_BLOCK.sub(lambda block: block[1] + "\n".join(lines) + block[2], readme.read_text()))
+
+
+def _about(results: Results) -> str:
+    here = results.machine
+    gpus = ", ".join(here["gpus"]) or "no GPU"
+    return f"{here['cpu']}, {here['cores']} cores, {here['memory_gb']} GB, {gpus}"
+
+
+def _summary(results: Results, titles: dict[str, tuple[str, str]]) -> list[str]:
+    """The table that stands first: one line a figure."""
+    lines = []
+    for name, (title, _) in titles.items():
+        row = results.rows.get(name)
+        if row is None or row.not_measured:
+            lines.append([title, "", f"not measured: {row.not_measured if row else 'not run yet'}", "", "", ""])
+        else:
+            figures = [[title, *_cells(figure)] for figure in row.findings.figures]
+            lines += figures or [[title, "", "see its table", "", "", ""]]
+    return _markdown_table(["row", "figure", "median (range)", "target", "reached", "of what"], lines)
+
+
+def _cells(figure: Figure) -> list[str]:
+    bounds = ((figure.at_least, "at least"), (figure.at_most, "at most"))
+    target = ", ".join(f"{words} {bound:g} {figure.unit}".rstrip() for bound, words in bounds if bound is not None)
+    return [figure.name, render(figure), target, _reached(figure), figure.note]
+
+
+def render(figure: Figure) -> str:
+    """The median and the range of a figure's rounds, or why there is none."""
+    try:
+        median = figure.median
+    except NotEnoughSamples as reason:
+        return str(reason)
+    if figure.kind == "exact":
+        return f"{median:.6g} {figure.unit}".rstrip()
+    return f"{_spread(figure.per_round)} {figure.unit}".rstrip()
+
+
+def _reached(figure: Figure) -> str:
+    try:
+        return {True: "yes", False: "**no**", None: ""}[figure.is_met]
+    except NotEnoughSamples:
+        return ""
+
+
+def _spread(samples: Sequence[float]) -> str:
+    return f"{_number(statistics.median(samples))} ({_number(min(samples))} to {_number(max(samples))})"
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _conditions(row: Row) -> str:
+    flat = {**row.conditions, **row.conditions["versions"]}
+    return ", ".join(f"{key} {value}" for key, value in flat.items() if key != "versions") + "."
+
+
+def _details(row: Row, plot: str | None) -> list[str]:
+    lines = [*row.findings.notes, ""] if row.findings.notes else []
+    for table in row.findings.tables:
+        lines += [f"{table.name}:", "", *_table(table), ""]
+    return lines + ([f"![{plot}]({plot})", ""] if plot else [])
+
+
+def _table(table: Table) -> list[str]:
+    columns = list(next(iter(table.points.values()))) if table.points else []
+    lines = [[label, *(_spread(point[column]) for column in columns)] for label, point in table.points.items()]
+    return _markdown_table([table.axis, *columns], lines)
+
+
+def _markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
+    rows = [header, ["---"] * len(header), *lines]
+    return ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows]

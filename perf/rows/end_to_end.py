@@ -1,0 +1,166 @@
+"""Rows that hold the running service against the same work without it."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from perf import images, machine
+from perf.bench import Bench, insist
+from perf.in_process import BASE, DEMO, SO400M, Checkpoint, Rooms, bare_loops, encoder_alone
+from perf.load.client import Load, LoadResult, OwnClient
+from perf.load.perf_analyzer import PerfAnalyzer
+from perf.load.protocols import Target
+from perf.samples import Figure, Findings, NotMeasured
+from perf.service_under_test import Service
+from service.encoder import Encoder
+
+IN_FLIGHT = 60
+# How each side of a ratio is measured, in images a second, by its name.
+Sides = dict[str, Callable[[], float]]
+_PROTOCOLS = {"raw HTTP": "kserve-http", "gRPC": "kserve-grpc"}
+
+
+def efficiency(bench: Bench) -> Findings:
+    """base-224 on a CPU; on CUDA also so400m-384."""
+    checkpoints = (SO400M, BASE) if bench.device.type == "cuda" else (BASE,)
+    return Findings([figure for checkpoint in checkpoints for figure in _efficiency_of(bench, checkpoint)])
+
+
+def _efficiency_of(bench: Bench, checkpoint: Checkpoint) -> list[Figure]:
+    batches: list[float] = []
+
+    def end_to_end(protocol: str) -> float:
+        before = service.statistics()
+        result = bench.load(service.target(protocol), IN_FLIGHT, slow=bench.device.type == "cpu")
+        batches.append(service.statistics().since(before).mean_batch)
+        return result.images_per_second
+
+    def batch() -> int:
+        return math.ceil(statistics.fmean(batches[-len(_PROTOCOLS) :]))
+
+    rooms = Rooms(checkpoint, bench.device)
+    with bench.service(*checkpoint.arguments) as service:
+        alone = encoder_alone(rooms, batch, bench.seconds)
+        served: Sides = {name: partial(end_to_end, protocol) for name, protocol in _PROTOCOLS.items()}
+        samples = bench.alternate(f"efficiency, {checkpoint.name}", {**served, **alone})
+    way = _best(samples, alone)
+    note = f"batches of {statistics.median(map(math.ceil, batches)):.0f}, {way}, {rooms.encoder.dtype}"
+    return [
+        Figure(
+            f"{checkpoint.name} on {bench.device.type}, {name}",
+            "ratio",
+            samples[name],
+            samples[way],
+            at_least=0.95,
+            note=f"{_median(samples[name])} / {_median(samples[way])} images/s; {note}",
+        )
+        for name in _PROTOCOLS
+    ]
+
+
+def overhead(bench: Bench) -> Findings:
+    """The embedded checkpoint, where the encoder costs least beside everything else."""
+    rooms = Rooms(DEMO, bench.device)
+    with bench.service(*DEMO.arguments) as service:
+        results: dict[str, list[LoadResult]] = {name: [] for name in _PROTOCOLS}
+
+        def end_to_end(name: str) -> float:
+            results[name].append(bench.load(service.target(_PROTOCOLS[name]), IN_FLIGHT))
+            return results[name][-1].images_per_second
+
+        loops = bare_loops(rooms, images.workload(), IN_FLIGHT, bench.seconds)
+        served: Sides = {name: partial(end_to_end, name) for name in _PROTOCOLS}
+        samples = bench.alternate("overhead", {**served, **loops})
+    way = _best(samples, loops)
+    figures = [_overhead_figure(name, results[name], samples[way]) for name in _PROTOCOLS]
+    raw = [Figure(f"{name}, with the client", "ratio", samples[name], samples[way]) for name in _PROTOCOLS]
+    return Findings(figures + raw, notes=[f"The better bare loop: {way}."])
+
+
+def _overhead_figure(name: str, results: Sequence[LoadResult], reference: Sequence[float]) -> Figure:
+    """The client's cores are not the service's to use, so its images/s are those of the cores that were left."""
+    cores = machine.cores()
+    discounted = [result.images_per_second / (1 - result.client_cores / cores) for result in results]
+    client = statistics.median(result.client_cores for result in results)
+    note = f"{_median(discounted)} / {_median(reference)} images/s; client: {client:.2f} of {cores} cores"
+    return Figure(f"{name}, client's CPU time discounted", "ratio", discounted, reference, at_least=0.8, note=note)
+
+
+def alone(bench: Bench) -> Findings:
+    """The embedded checkpoint, one request at a time."""
+    rooms = Rooms(DEMO, bench.device)
+    with bench.service(*DEMO.arguments) as service:
+        sides = {name: partial(_latency_ms, bench, service, protocol) for name, protocol in _PROTOCOLS.items()}
+        samples = bench.alternate("alone", {**sides, "in process": partial(_least_work_ms, rooms, bench.seconds)})
+    work = samples["in process"]
+    return Findings(
+        [
+            Figure(
+                f"{name}, latency beyond the work itself",
+                "difference",
+                samples[name],
+                work,
+                unit="ms",
+                at_most=4.0,
+                note=f"{statistics.median(samples[name]):.2f} - {statistics.median(work):.2f} ms",
+            )
+            for name in _PROTOCOLS
+        ]
+    )
+
+
+def _latency_ms(bench: Bench, service: Service, protocol: str) -> float:
+    return bench.load(service.target(protocol), 1).p50_ms
+
+
+def _least_work_ms(rooms: Rooms, seconds: float) -> float:
+    """On all cores or on one, whichever is faster: beside other programs, threads that wait for each other are not."""
+    return min(_work_ms(rooms, encoder, seconds / 2) for encoder in (rooms.encoder, rooms.narrow_encoder))
+
+
+def _work_ms(rooms: Rooms, encoder: Encoder, seconds: float) -> float:
+    """Median milliseconds of decode + resize + encode, one image at a time."""
+    times: list[float] = []
+    pixels, started = rooms.empty(1), time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        for jpeg in images.shipped():
+            begun = time.perf_counter()
+            rooms.prepare(jpeg, pixels[0])
+            encoder.encode(pixels)
+            times.append((time.perf_counter() - begun) * 1000)
+    return statistics.median(times)
+
+
+def clients(bench: Bench) -> Findings:
+    """Two load generators on one service, of which each could be wrong."""
+    if bench.perf_analyzer is None:
+        raise NotMeasured("no perf_analyzer that runs here (see PERF_ANALYZER), or --client own")
+    with bench.service(*DEMO.arguments) as service:
+        targets = [service.target(protocol) for protocol in ("kserve-grpc", "kserve-grpc-base64")]
+        return Findings([_agreement(bench, target) for target in targets])
+
+
+def _agreement(bench: Bench, target: Target) -> Figure:
+    sides = {
+        type(generator).__name__: partial(_rate, generator, target, Load(IN_FLIGHT, bench.seconds))
+        for generator in (bench.own_client, bench.perf_analyzer)
+        if generator
+    }
+    samples = bench.alternate(f"clients, {target.protocol}", sides)
+    ours, theirs = samples.values()
+    note = f"{_median(ours)} / {_median(theirs)} images/s"
+    return Figure(target.protocol, "ratio", ours, theirs, at_least=0.9, at_most=1.1, note=note)
+
+
+def _rate(generator: OwnClient | PerfAnalyzer, target: Target, load: Load) -> float:
+    return insist(generator.measure(target, load)).images_per_second
+
+
+def _best(samples: dict[str, list[float]], names: Sides) -> str:
+    return max(names, key=lambda name: statistics.median(samples[name]))
+
+
+def _median(samples: Sequence[float]) -> str:
+    return f"{statistics.median(samples):.4g}"

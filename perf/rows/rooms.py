@@ -1,0 +1,139 @@
+"""Rows about single rooms of the service, measured in this process."""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from perf import images
+from perf.bench import Bench
+from perf.in_process import BASE, SO400M, Pixels, Rooms, encoding, images_per_second
+from perf.samples import Figure, Findings, NotMeasured, Table
+from service.settings import load_settings
+
+_LARGE_PHOTOGRAPHS = 4
+_CPU_DTYPE_BATCH = 16
+_SO400M_FLOP = 0.67e12
+_MATMUL_SIDE = 8192
+# Dense bfloat16 FLOP/s from NVIDIA's data sheets, by torch's name of the card.
+_PEAKS = {
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA GeForce RTX 4090": 165e12,
+}
+
+
+def large_photographs(bench: Bench) -> Findings:
+    """Decode and resize alone; the two kinds of pixels also through an encoder."""
+    jpegs = images.large(1 if bench.quick else _LARGE_PHOTOGRAPHS)
+    cpu, findings = torch.device("cpu"), Findings()
+    for checkpoint in (BASE, SO400M):
+        rooms = Rooms(checkpoint, cpu, "float32")
+        side = rooms.preprocessor.size
+        samples = bench.alternate(
+            f"large photographs, S={side}",
+            {
+                "service": partial(_preparing, rooms, rooms.prepare, jpegs, bench.seconds),
+                "Pillow": partial(_preparing, rooms, rooms.prepare_plainly, jpegs, bench.seconds),
+            },
+        )
+        speed = Figure(f"S={side}, one thread", "ratio", samples["service"], samples["Pillow"], at_least=4.0)
+        ours, plain = (_prepared(rooms, prepare, jpegs) for prepare in (rooms.prepare, rooms.prepare_plainly))
+        findings.figures.extend([speed, _pixel_figure(side, ours, plain)])
+        if checkpoint is BASE:
+            findings.figures.append(_cosine_figure(rooms, ours, plain))
+    return findings
+
+
+Prepare = Callable[[bytes, Pixels], None]
+
+
+def _prepared(rooms: Rooms, prepare: Prepare, jpegs: Sequence[bytes]) -> Pixels:
+    batch = rooms.empty(len(jpegs))
+    for jpeg, pixels in zip(jpegs, batch, strict=True):
+        prepare(jpeg, pixels)
+    return batch
+
+
+def _preparing(rooms: Rooms, prepare: Prepare, jpegs: Sequence[bytes], seconds: float) -> float:
+    def call() -> int:
+        torch.set_num_threads(1)  # of the calling thread
+        return len(_prepared(rooms, prepare, jpegs))
+
+    return images_per_second([call], seconds)
+
+
+def _pixel_figure(side: int, ours: Pixels, plain: Pixels) -> Figure:
+    each = np.abs(ours.astype(np.int16) - plain).mean(axis=(1, 2, 3))
+    note = f"of {len(each)} photographs, the worst has {each.max():.3f}"
+    return Figure(f"S={side}, mean pixel difference of 255", "exact", [float(each.mean())], at_most=0.3, note=note)
+
+
+def _cosine_figure(rooms: Rooms, ours: Pixels, plain: Pixels) -> Figure:
+    left, right = (_unit(rooms.encoder.encode(pixels)) for pixels in (ours, plain))
+    others = [float(right[a] @ right[b]) for a, b in combinations(range(len(right)), 2)]
+    note = "base-224 with random weights, float32, the lowest of all"
+    note += f"; between different photographs up to {max(others):.4f}" if others else ""
+    lowest = float((left * right).sum(axis=1).min())
+    return Figure("embedding cosine", "exact", [lowest], at_least=0.999, note=note)
+
+
+def _unit(embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    unit: npt.NDArray[np.float32] = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return unit
+
+
+def cpu_dtype(bench: Bench) -> Findings:
+    """base-224 in the dtype that the service takes by itself, and in float32."""
+    cpu = torch.device("cpu")
+    encoders = {dtype: Rooms(BASE, cpu, dtype).encoder for dtype in ("auto", "float32")}
+    sides = {
+        dtype: partial(images_per_second, [encoding(encoder, _CPU_DTYPE_BATCH)], bench.seconds)
+        for dtype, encoder in encoders.items()
+    }
+    samples = bench.alternate("cpu-dtype", sides)
+    chosen = encoders["auto"].dtype
+    note = f"auto is {chosen} on this CPU; batches of {_CPU_DTYPE_BATCH}"
+    least = None if chosen == torch.float32 else 1.6  # the same twice
+    figure = Figure("base-224, auto / float32", "ratio", samples["auto"], samples["float32"], at_least=least, note=note)
+    return Findings([figure])
+
+
+def gpu_encoder(bench: Bench) -> Findings:
+    """so400m-384 with random weights, from one image a batch to the largest batch."""
+    if bench.device.type != "cuda":
+        raise NotMeasured("no CUDA device")
+    encoder, largest = Rooms(SO400M, bench.device).encoder, load_settings([]).max_batch_size
+    sizes = [size for size in (1, 2, 4, 8, 16, 32, 64, 128) if size < largest] + [largest]
+    sides = {str(size): partial(images_per_second, [encoding(encoder, size)] * 2, bench.seconds) for size in sizes}
+    samples = bench.alternate("gpu-encoder", {**sides, "matmul": partial(_matmul_flops, bench.device)})
+    matmul = samples.pop("matmul")
+    flops = [_SO400M_FLOP * rate for rate in samples[str(largest)]]
+    figures = [Figure(f"batches of {largest}: share of a bf16 matmul's speed", "ratio", flops, matmul)]
+    card = torch.cuda.get_device_name(bench.device)
+    if card in _PEAKS:
+        share = [flop / _PEAKS[card] for flop in flops]
+        note = f"{card}: {_PEAKS[card] / 1e12:.0f} TFLOP/s dense bf16 in its data sheet"
+        figures.append(Figure(f"batches of {largest}: share of peak", "value", share, at_least=0.55, note=note))
+    points = {size: {"images/s": rates} for size, rates in samples.items()}
+    return Findings(figures, [Table("so400m-384, two calls at a time", "batch", points)])
+
+
+def _matmul_flops(device: torch.device) -> float:
+    """FLOP/s of a large square matrix product in bfloat16, the fastest thing that the card does."""
+    left, right = (torch.randn(_MATMUL_SIDE, _MATMUL_SIDE, dtype=torch.bfloat16, device=device) for _ in range(2))
+    repetitions = 20
+    for count in (3, repetitions):  # the first to warm up
+        torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        for _ in range(count):
+            torch.matmul(left, right)
+        torch.cuda.synchronize(device)
+    return 2 * _MATMUL_SIDE**3 * repetitions / (time.perf_counter() - started)

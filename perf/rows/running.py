@@ -1,0 +1,148 @@
+"""Rows about the service itself: its start, its growth with the load, its cache and its stages."""
+
+from functools import partial
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from perf import machine
+from perf.bench import Bench
+from perf.in_process import BASE, DEMO, SO400M
+from perf.rows.end_to_end import IN_FLIGHT
+from perf.samples import Figure, Findings, NotMeasured, Table
+from perf.service_under_test import Service
+from service.settings import Settings
+
+_LEVELS = (1, 4, 16, 60, 240, 1000)
+_REPEATED = (0.0, 0.5, 0.95)
+_CACHE_MB = 256
+_STAGE_HISTOGRAM = "embed_stage_seconds"
+_STAGES_NOTE = (
+    "The stages are the service's own histograms, divided by the images that Triton counted. An encoder on a CPU counts"
+    " as one core, which is what it has while another batch is in the works; on CUDA its time is the GPU's, and no part"
+    " of the cores' sum. The rest is what all cores had in the same time, less everything above."
+)
+
+
+def start(bench: Bench) -> Findings:
+    """The embedded checkpoint; on CUDA so400m-384, compiled and not, where the service can compile."""
+    if bench.device.type == "cpu":
+        return Findings([_start_figure(bench, "demo on cpu", DEMO.arguments, 10.0)])
+    if "compile" not in Settings.model_fields:
+        return Findings([_start_figure(bench, "so400m-384 on cuda", SO400M.arguments, 20.0)])
+    compiled = (*SO400M.arguments, "--compile", "true")
+    eager = (*SO400M.arguments, "--compile", "false")
+    return Findings(
+        [
+            _start_figure(bench, "so400m-384 on cuda, compiled", compiled, 60.0),
+            _start_figure(bench, "so400m-384 on cuda, --compile false", eager, 20.0),
+        ]
+    )
+
+
+def _start_figure(bench: Bench, name: str, arguments: tuple[str, ...], at_most: float) -> Figure:
+    def seconds() -> float:
+        with bench.service(*arguments) as service:
+            return service.start_seconds
+
+    seconds()  # warms the caches of files and kernels
+    samples = bench.alternate(f"start, {name}", {"start": seconds})["start"]
+    return Figure(name, "value", samples, unit="s", at_most=at_most)
+
+
+def growth(bench: Bench) -> Findings:
+    """The embedded checkpoint from one request in flight to a thousand."""
+    levels = _LEVELS[:2] if bench.quick else _LEVELS
+    with bench.service(*DEMO.arguments) as service:
+        sides = {str(level): partial(_growth_point, bench, service, level) for level in levels}
+        samples = bench.alternate("growth", sides)
+    points = {
+        level: {column: [point[column] for point in points] for column in points[0]}
+        for level, points in samples.items()
+    }
+    rates = [points[str(level)]["images/s"] for level in levels]
+    figures = [
+        Figure(
+            f"{level} in flight / best at fewer",
+            "ratio",
+            rates[index],
+            # The best of each round, from the levels before this one.
+            [max(of_round) for of_round in zip(*rates[:index], strict=True)],
+            at_least=0.95,
+        )
+        for index, level in enumerate(levels)
+        if index
+    ]
+    return Findings(figures, [Table("By requests in flight", "in flight", points)])
+
+
+def _growth_point(bench: Bench, service: Service, in_flight: int) -> dict[str, float]:
+    before = service.statistics()
+    result = bench.load(service.target("kserve-grpc"), in_flight)
+    return {
+        "images/s": result.images_per_second,
+        "p50 ms": result.p50_ms,
+        "p99 ms": result.p99_ms,
+        "batch": service.statistics().since(before).mean_batch,
+        "memory MB": service.memory_mb(),
+    }
+
+
+def repeats(bench: Bench) -> Findings:
+    """The embedded checkpoint with a cache and without, under shares of images that were sent before."""
+    with (
+        bench.service(*DEMO.arguments) as without,
+        bench.service(*DEMO.arguments, "--cache-mb", str(_CACHE_MB)) as cached,
+    ):
+        services = {"cache": cached, "no cache": without}
+        sides = {
+            f"{share:.0%}, {name}": partial(_repeated_rate, bench, service, share)
+            for share in _REPEATED
+            for name, service in services.items()
+        }
+        samples = bench.alternate("repeats", sides)
+    points = {f"{share:.0%}": {name: samples[f"{share:.0%}, {name}"] for name in services} for share in _REPEATED}
+    figures = [
+        Figure(f"{share} repeats, cache / no cache", "ratio", rates["cache"], rates["no cache"])
+        for share, rates in points.items()
+    ]
+    return Findings(figures, [Table(f"Images/s by share of repeats, --cache-mb {_CACHE_MB}", "repeats", points)])
+
+
+def _repeated_rate(bench: Bench, service: Service, share: float) -> float:
+    return bench.load(service.target("kserve-http"), IN_FLIGHT, repeated=share).images_per_second
+
+
+def stages(bench: Bench) -> Findings:
+    """What an image costs, stage by stage, and how long it waits: the embedded checkpoint, on CUDA base-224."""
+    checkpoint = BASE if bench.device.type == "cuda" else DEMO
+    with bench.service(*checkpoint.arguments) as service:
+        samples = bench.alternate("stages", {"stages": partial(_stage_times, bench, service)})["stages"]
+    tables = []
+    for index, name in enumerate(("Milliseconds of one core that an image costs", "Milliseconds that an image waits")):
+        stages = samples[0][index]
+        points = {stage: {"ms": [times[index][stage] for times in samples]} for stage in stages}
+        tables.append(Table(f"{name}, {checkpoint.name} on {bench.device.type}", "stage", points))
+    return Findings(tables=tables, notes=[_STAGES_NOTE])
+
+
+def _stage_times(bench: Bench, service: Service) -> tuple[dict[str, float], dict[str, float]]:
+    """Milliseconds by stage, first of work and then of waiting."""
+    before, statistics_before = stage_totals(service.metrics()), service.statistics()
+    result = bench.load(service.target("kserve-http"), IN_FLIGHT)
+    after, added = stage_totals(service.metrics()), service.statistics().since(statistics_before)
+    if not after:
+        raise NotMeasured(f"this service has no histogram {_STAGE_HISTOGRAM}")
+    work = {stage: 1000 * (after[stage] - before.get(stage, 0.0)) / added.images for stage in after}
+    all_cores = 1000 * machine.cores() / result.images_per_second
+    work["the load generator"] = 1000 * result.client_cores / result.images_per_second
+    on_the_gpu = work["encode"] if bench.device.type == "cuda" else 0.0
+    work["the rest: Triton, Python, idle"] = all_cores + on_the_gpu - sum(work.values())
+    queued = 1000 * added.queue_seconds / added.images
+    return work, {"Triton's queue, mean": queued, "whole request at the client, p50": result.p50_ms}
+
+
+def stage_totals(metrics: str) -> dict[str, float]:
+    """Seconds spent in each stage, from the text of a Prometheus scrape."""
+    families = text_string_to_metric_families(metrics)
+    samples = [sample for family in families if family.name == _STAGE_HISTOGRAM for sample in family.samples]
+    return {sample.labels["stage"]: sample.value for sample in samples if sample.name.endswith("_sum")}

@@ -1,0 +1,102 @@
+"""What a measurement leaves behind: figures and tables that keep every raw sample.
+
+A figure is the median of what each round gives; a ratio or a difference has its two sides measured one after the other
+in each round, so that a machine which slows down slows both. From fewer than `MIN_ROUNDS` rounds none is printed.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+MIN_ROUNDS = 5
+
+
+class NotEnoughSamples(Exception):
+    """A figure was asked of too few rounds."""
+
+
+class NotMeasured(Exception):
+    """A row cannot be measured here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of the table.
+
+    Attributes:
+        name: what is measured, in a few words.
+        kind: a ratio or a difference of `samples` and `reference`, the median of `samples` alone, or an exact number,
+            which another round would give again.
+        samples: one number a round.
+        reference: the other side of a ratio or a difference, round by round.
+        unit: of what is printed; a ratio has none.
+        at_least, at_most: the target, where there is one.
+        note: what a reader must know to judge the figure.
+    """
+
+    name: str
+    kind: Literal["ratio", "difference", "value", "exact"]
+    samples: Sequence[float]
+    reference: Sequence[float] = ()
+    unit: str = ""
+    at_least: float | None = None
+    at_most: float | None = None
+    note: str = ""
+
+    @property
+    def per_round(self) -> list[float]:
+        """The figure of each round."""
+        if self.kind == "ratio":
+            return [left / right for left, right in zip(self.samples, self.reference, strict=True)]
+        if self.kind == "difference":
+            return [left - right for left, right in zip(self.samples, self.reference, strict=True)]
+        return list(self.samples)
+
+    @property
+    def median(self) -> float:
+        """The figure.
+
+        Raises:
+            NotEnoughSamples: there are fewer than `MIN_ROUNDS` rounds.
+        """
+        if self.kind != "exact" and len(self.samples) < MIN_ROUNDS:
+            raise NotEnoughSamples(f"not enough samples ({len(self.samples)} of {MIN_ROUNDS} rounds)")
+        return statistics.median(self.per_round)
+
+    @property
+    def is_met(self) -> bool | None:
+        """Whether the median reaches the target; None without a target.
+
+        Raises:
+            NotEnoughSamples: as `median`.
+        """
+        if self.at_least is None and self.at_most is None:
+            return None
+        return (self.at_least is None or self.median >= self.at_least) and (
+            self.at_most is None or self.median <= self.at_most
+        )
+
+
+@dataclass(frozen=True)
+class Table:
+    """Figures along an axis, e.g. in-flight requests or stages.
+
+    Attributes:
+        name: what the table shows.
+        axis: what its first column holds.
+        points: for each value of the axis, each column's samples, one number a round.
+    """
+
+    name: str
+    axis: str
+    points: dict[str, dict[str, list[float]]]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What one row of the report measured."""
+
+    figures: list[Figure] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
