@@ -1,11 +1,11 @@
 """The KServe tensor contract: requests -> rows -> responses.
 
-Comes in: the requests of one dynamic batch, as PyTriton hands them over. Goes out: one response a request, an EMBEDDING
+Comes in: the requests of one dynamic batch, as a lane hands them over. Goes out: one response a request, an EMBEDDING
 or a fault. The two inference callables live here; it alone knows which fault is which status of the protocol.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
@@ -25,10 +25,15 @@ R = TypeVar("R", Row, PixelValues)
 
 
 class Request(Protocol):
-    """What is used of `pytriton.proxy.types.Request`."""
+    """What is used of `pytriton_compat.lane.Request`."""
 
-    data: dict[str, npt.NDArray[Any]]
-    parameters: dict[str, str | int | bool] | None
+    @property
+    def data(self) -> Mapping[str, npt.NDArray[Any]]:
+        """The input tensors by name."""
+
+    @property
+    def parameters(self) -> Mapping[str, str | int | bool]:
+        """What the client sent beside the tensors."""
 
 
 class PixelValuesEncoder(Protocol):
@@ -61,7 +66,7 @@ class Parameters:
             InvalidParameter: an unknown name, or a value of another type.
             UnknownModel: `embed_model` is not served here.
         """
-        merged: dict[str, Any] = {**vars(self), **(request.parameters or {})}
+        merged: dict[str, Any] = {**vars(self), **request.parameters}
         for name, value in merged.items():
             if name not in vars(self):
                 raise InvalidParameter(f"there is no parameter {name!r:.100}; known are {', '.join(vars(self))}")
@@ -135,7 +140,7 @@ def _answer(
         outcomes = iter(embed(rows) if rows else ())
         return [_response(reading, outcomes) for reading in readings]
     except Exception:
-        # PyTriton would send the traceback to every client of the batch.
+        # A lane whose callable raises is at its end, and the service with it.
         logger.exception("a batch of %d requests failed", len(requests))
         return [_fault_response(InternalFault("the request could not be answered")) for _ in requests]
 

@@ -1,7 +1,8 @@
 """Requests in, responses out: parameters, shapes, the rows' way back, and which fault has which status."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -13,7 +14,7 @@ from service.errors import CorruptImage, EmptyInput, Fault, InternalFault
 from service.pipeline import Embedding, Pipeline, Row
 from service.pytriton_compat.fault_wire import read_fault
 
-Given = dict[str, str | int | bool] | None
+Given = Mapping[str, str | int | bool]
 
 DEFAULTS = Parameters(base64_encoded=False, normalize=False, embed_model="siglip")
 FAULTS: dict[bytes, Fault] = {
@@ -26,10 +27,10 @@ SIDE = 4
 
 @dataclass
 class FakeRequest:
-    """What PyTriton hands over, as far as it is used."""
+    """What a lane hands over."""
 
     data: dict[str, npt.NDArray[Any]]
-    parameters: Given = None
+    parameters: Given
 
 
 class FakePipeline:
@@ -73,12 +74,12 @@ def _embed_image(pipeline: object, defaults: Parameters = DEFAULTS) -> Callable[
     return EmbedImage(cast(Pipeline, pipeline), defaults)
 
 
-def _images(*rows: object, parameters: Given = None) -> FakeRequest:
+def _images(*rows: object, parameters: Given = MappingProxyType({})) -> FakeRequest:
     column = np.array([str(row).encode() for row in rows], np.object_).reshape(-1, 1)
     return FakeRequest({"INPUT_IMAGE": column}, parameters)
 
 
-def _pixels(*values: float, parameters: Given = None) -> FakeRequest:
+def _pixels(*values: float, parameters: Given = MappingProxyType({})) -> FakeRequest:
     pixel_values = np.stack([np.full((3, SIDE, SIDE), value, np.float32) for value in values])
     return FakeRequest({"PIXEL_VALUES": pixel_values}, parameters)
 
@@ -98,7 +99,7 @@ def _rows(response: Response) -> list[list[float]]:
     return rows
 
 
-@pytest.mark.parametrize("given", [None, {}, {"embed_model": "siglip"}, {"normalize": False}], ids=str)
+@pytest.mark.parametrize("given", [{}, {"embed_model": "siglip"}, {"normalize": False}], ids=str)
 def test_without_parameters_the_defaults_hold(given: Given) -> None:
     assert _rows(_embed_image(FakePipeline())([_images(3, parameters=given)])[0]) == [[3, 6, 0]]
 
@@ -108,7 +109,7 @@ def test_without_parameters_the_defaults_hold(given: Given) -> None:
 @pytest.mark.parametrize("name", ["base64_encoded", "normalize"])
 def test_a_request_overrides_either_default(name: str, asked: bool | None, default: bool) -> None:
     defaults = Parameters(**{**vars(DEFAULTS), name: default})
-    request = _images(3, parameters=None if asked is None else {name: asked})
+    request = _images(3, parameters={} if asked is None else {name: asked})
     (row,) = _rows(_embed_image(FakePipeline(), defaults)([request])[0])
     holds = default if asked is None else asked
     expected = _embedding(3, base64_encoded=holds and name == "base64_encoded")
@@ -140,7 +141,9 @@ def test_wrong_parameters_are_the_fault_of_their_request_alone(given: Given, lin
 @pytest.mark.parametrize("shape", [(1,), (6,), (0,), (), (0, 1), (3, 2), (2, 0), (2, 1, 3)], ids=str)
 def test_no_shape_of_images_is_trusted(shape: tuple[int, ...]) -> None:
     pipeline = FakePipeline()
-    wrong, right = _embed_image(pipeline)([FakeRequest({"INPUT_IMAGE": np.full(shape, b"5", np.object_)}), _images(7)])
+    wrong, right = _embed_image(pipeline)(
+        [FakeRequest({"INPUT_IMAGE": np.full(shape, b"5", np.object_)}, {}), _images(7)]
+    )
     assert _fault(wrong) == f"INVALID_ARG invalid_tensor: INPUT_IMAGE must have the shape [rows, 1], not {list(shape)}"
     assert _rows(right) == [[7, 14, 0]]
     assert pipeline.batches == [[Row(b"7", False)]]
@@ -149,7 +152,7 @@ def test_no_shape_of_images_is_trusted(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("shape", [(3, 4, 4), (0, 3, 4, 4), (1, 4, 4, 3), (1, 3, 4, 5), (1, 1, 4, 4), (48,)], ids=str)
 def test_no_shape_of_pixel_values_is_trusted(shape: tuple[int, ...]) -> None:
     endpoint = EmbedPixelValues(FakeEncoder(), DEFAULTS)
-    wrong, right = endpoint([FakeRequest({"PIXEL_VALUES": np.zeros(shape, np.float32)}), _pixels(7)])
+    wrong, right = endpoint([FakeRequest({"PIXEL_VALUES": np.zeros(shape, np.float32)}, {}), _pixels(7)])
     expected = "INVALID_ARG invalid_tensor: PIXEL_VALUES must have the shape [rows, 3, 4, 4], not"
     assert _fault(wrong) == f"{expected} {list(shape)}"
     assert _rows(right) == [[7, 7, 7]]
@@ -198,7 +201,7 @@ def test_prepared_pixels_find_their_way_back_too() -> None:
     [
         lambda: _embed_image(Broken())([_images(1), _images(2, 3)]),
         lambda: EmbedPixelValues(Broken(), DEFAULTS)([_pixels(1), _pixels(2, 3)]),
-        lambda: _embed_image(FakePipeline())([_images(1), FakeRequest({})]),
+        lambda: _embed_image(FakePipeline())([_images(1), FakeRequest({}, {})]),
     ],
     ids=["pipeline", "encoder", "request"],
 )

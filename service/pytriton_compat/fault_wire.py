@@ -1,7 +1,7 @@
 """A fault for one request, as it travels from an inference callable to Triton's Python stub.
 
-PyTriton carries nothing but named arrays, so a fault is one under a reserved name. This file runs on both sides (it is
-copied beside `proxy_shim.py`) and therefore imports nothing of the service.
+A response is nothing but named arrays, so a fault is one under a reserved name. This file runs on both sides (it is
+copied beside `stub_model.py`) and therefore imports nothing of the service.
 """
 
 from collections.abc import Mapping

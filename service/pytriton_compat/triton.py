@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import hashlib
 import logging
 import os
 import shutil
@@ -15,21 +14,19 @@ from typing import Any
 
 import psutil
 from pytriton.client.utils import create_client_from_url
-from pytriton.proxy.types import Request, Response
 from pytriton.triton import Triton, TritonConfig, TritonLifecyclePolicy, TritonSecurityConfig
 from pytriton.utils.distribution import get_stub_path
 from tritonclient.utils import InferenceServerException
 
 from service.errors import ServiceFailure, StartupFault
-from service.pytriton_compat.batch_wire import BatchSerializer
+from service.pytriton_compat.lane import InferenceCallable, Lane
 from service.pytriton_compat.libpython import link_libpython
 
 logger = logging.getLogger(__name__)
 triton_logger = logging.getLogger("tritonserver")
 
 _HERE = Path(__file__).parent
-# The shim replaces functions of exactly this file, PyTriton 0.7.0's proxy/model.py.
-_PROXY_MODEL_SHA256 = "3dabda371ed5a0102c73179ec2e877c7818df636035d981786d69c44ffc046f6"
+_STUB_FILES = {"stub_model.py": "model.py", "batch_wire.py": "batch_wire.py", "fault_wire.py": "fault_wire.py"}
 _START_SECONDS = 300.0
 _MAX_SOCKET_PATH = 107  # of Linux, in bytes; a longer one would show only as a start that never ends
 _DRAIN_SECONDS = 120.0
@@ -64,27 +61,30 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         self._serving = False
         self._drained = False
         self._processes: list[psutil.Process] = []
+        self._lanes: list[Lane] = []
 
     @property
     def url(self) -> str:
         """Where a client of this process reaches the server: HTTP, or gRPC where HTTP is off."""
         return str(self._url)
 
-    def bind(self, model_name: str, *args: Any, **kwargs: Any) -> None:
-        """PyTriton's `bind`, with the proxy that knows of faults for single requests in front.
+    def bind(self, model_name: str, infer_func: Sequence[InferenceCallable], *args: Any, **kwargs: Any) -> None:
+        """PyTriton's `bind`, with a lane for each callable and our own way to it.
 
         Raises:
-            StartupFault: the workspace lies too deep, or PyTriton is another version.
+            StartupFault: the workspace lies too deep.
         """
-        socket = self._workspace.path / f"{model_name}_0_999-server.sock"
-        if len(os.fsencode(socket)) > _MAX_SOCKET_PATH:
-            raise StartupFault(f"{socket} is too long a path for a socket; set TMPDIR to a shorter one")
-        super().bind(model_name, *args, **kwargs)
-        (model,) = (model for model in self._model_manager.models if model.model_name == model_name)
-        model._serializer_deserializer = BatchSerializer(Request, Response)
-        for folder in (self._workspace.model_store_path / model_name).iterdir():
-            if folder.is_dir():
-                _install_shim(folder)
+        super().bind(model_name, infer_func, *args, **kwargs)
+        folder = self._workspace.model_store_path / model_name / "1"
+        for ours, theirs in _STUB_FILES.items():
+            shutil.copy(_HERE / ours, folder / theirs)
+        for index, infer in enumerate(infer_func):
+            path = folder / f"lane-{index}.sock"
+            if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
+                raise StartupFault(f"{path} is too long a path for a socket; set TMPDIR to a shorter one")
+            lane = Lane(path, infer)
+            lane.start()
+            self._lanes.append(lane)
 
     def start(self, interrupted: threading.Event) -> bool:
         """Start tritonserver, wait until every model answers, and take note of its processes.
@@ -103,17 +103,11 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             if interrupted.wait(_POLL_SECONDS):
                 return False
         self._processes = self._living_processes()
-        # In a thread, because PyTriton waits for a dead part for minutes.
-        connected = threading.Event()
-        threading.Thread(target=self._connect, args=(connected,), daemon=True).start()
-        while not connected.wait(_POLL_SECONDS):
-            self.check_alive()
-            self._check_start(deadline)
         self._serving = True
         return True
 
     def check_alive(self) -> None:
-        """Look at every process of the server: Triton and PyTriton restart none of them, and report ready all the same.
+        """Look at every process and lane: Triton restarts none of them, and reports ready all the same.
 
         Raises:
             ServiceFailure: one of them has died.
@@ -121,6 +115,9 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         for process in self._processes:
             if _has_died(process):
                 raise ServiceFailure(f"process {process.pid} of tritonserver has died, no request can be answered")
+        for lane in self._lanes:
+            if not lane.is_alive():
+                raise ServiceFailure(f"{lane.name} has ended, no request can be answered")
 
     def drain(self) -> None:
         """Refuse new requests, then wait until everything accepted is answered.
@@ -217,16 +214,6 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         if time.monotonic() > deadline:
             raise StartupFault(f"tritonserver was not ready after {_START_SECONDS:.0f} s")
 
-    def _connect(self, connected: threading.Event) -> None:
-        """Connect the callables; PyTriton gives the first lane one second to answer, which a busy machine exceeds."""
-        while not connected.is_set():
-            try:
-                self.connect()
-                connected.set()
-            except Exception as error:
-                logger.debug("the callables are not connected yet: %r", error)
-                time.sleep(_POLL_SECONDS)
-
 
 def _has_died(process: psutil.Process) -> bool:
     try:
@@ -251,18 +238,3 @@ def _shared_memory(process: psutil.Process) -> list[Path]:
         paths = (Path(each.path) for each in process.memory_maps())
         return [path for path in paths if path.parent == Path("/dev/shm") and path.exists()]
     return []
-
-
-def _install_shim(model_folder: Path) -> None:
-    """Put `proxy_shim.py` in front of PyTriton's proxy in one version folder of the model store.
-
-    Raises:
-        StartupFault: the proxy is not the one that the shim was written for.
-    """
-    proxy = model_folder / "model.py"
-    if hashlib.sha256(proxy.read_bytes()).hexdigest() != _PROXY_MODEL_SHA256:
-        raise StartupFault("the installed PyTriton is not version 0.7.0; install nvidia-pytriton==0.7.0")
-    proxy.rename(model_folder / "proxy_model.py")
-    shutil.copy(_HERE / "proxy_shim.py", proxy)
-    for wire in ("batch_wire.py", "fault_wire.py"):
-        shutil.copy(_HERE / wire, model_folder)

@@ -78,6 +78,7 @@ def test_a_dead_part_ends_the_service_with_an_error(tmp_path: Path, part: str) -
     """Triton, or the stub of a lane."""
     shared_memory = set(os.listdir("/dev/shm"))
     with service(tmp_path, "--lanes", "2") as running, _load(running, clients=4):
+        wait_for(lambda: "ready: embed_image" in running.output())
         family = running.family()[1:]
         victim = next(each for each in family if any(part in word for word in each.cmdline()))
         victim.kill()

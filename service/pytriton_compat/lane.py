@@ -1,0 +1,51 @@
+"""One batch after another from one of Triton's Python stubs, through an inference callable, and back.
+
+It must not know what the callable does.
+"""
+
+import logging
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy.typing as npt
+
+from service.pytriton_compat.batch_wire import Tensors, receive_batch, send_batch
+
+logger = logging.getLogger(__name__)
+
+
+class Request(NamedTuple):
+    """One request of a batch: its input tensors by name, and its parameters."""
+
+    data: Mapping[str, npt.NDArray[Any]]
+    parameters: Mapping[str, str | int | bool]
+
+
+InferenceCallable = Callable[[Sequence[Request]], Sequence[Tensors]]
+
+
+class Lane(threading.Thread):
+    """A thread that answers the batches of one stub, from when the stub connects until it leaves."""
+
+    def __init__(self, path: Path, infer: InferenceCallable) -> None:
+        """Listen at `path` from now on. `infer` gives one response a request and never raises."""
+        super().__init__(name=f"{path.parent.parent.name}-{path.stem}", daemon=True)
+        self._infer = infer
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen(1)
+
+    def run(self) -> None:
+        """Answer; a thread that has ended answers nothing any more."""
+        try:
+            with self._listener:
+                connection, _ = self._listener.accept()
+            with connection:
+                while (batch := receive_batch(connection)) is not None:
+                    responses = self._infer([Request(*entry) for entry in batch])
+                    send_batch(connection, [(tensors, None) for tensors in responses])
+        except Exception:
+            logger.exception("%s has failed", self.name)

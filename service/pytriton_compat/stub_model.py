@@ -1,0 +1,79 @@
+"""What Triton loads into each of its Python stubs: hands batches to a lane of the service, and its answers to Triton.
+
+It takes the place of PyTriton's own proxy, which can fail a whole batch only, sends tracebacks to clients, freezes when
+a response cannot be converted, races at start, keeps each tensor in shared memory that a third process manages, and
+passes a batch through ten threads on its way. Here the stub's own thread waits for the answer of the lane's own thread.
+"""
+
+import json
+import socket
+from pathlib import Path
+
+import triton_python_backend_utils as pb_utils
+
+from .batch_wire import receive_batch, send_batch
+from .fault_wire import read_fault
+
+_INTERNAL = "INTERNAL", "internal_error: the request could not be answered"
+
+
+class TritonPythonModel:
+    """One instance of a model, connected to one lane."""
+
+    def initialize(self, args):
+        """Connect to the lane, which listens before Triton starts."""
+        config = json.loads(args["model_config"])
+        self._inputs = [tensor["name"] for tensor in config["input"]]
+        index = args["model_instance_name"].rsplit("_", 1)[-1]
+        self._lane = socket.socket(socket.AF_UNIX)
+        self._lane.connect(str(Path(__file__).with_name(f"lane-{index}.sock")))
+
+    def execute(self, requests):
+        """One response a request; a failure stays with its request and reaches the client without a traceback."""
+        entries = [_attempt(self._entry, request) for request in requests]
+        answers = iter(self._ask([entry for entry in entries if entry is not None]))
+        return [
+            (None if entry is None else _attempt(self._response, request, next(answers))) or _error(*_INTERNAL)
+            for request, entry in zip(requests, entries, strict=True)
+        ]
+
+    def finalize(self):
+        """Let the lane go."""
+        self._lane.close()
+
+    def _ask(self, entries):
+        """The lane's answers, None for each where there are none."""
+        try:
+            send_batch(self._lane, entries)
+            answers = receive_batch(self._lane)
+            if answers is not None and len(answers) == len(entries):
+                return [tensors for tensors, _ in answers]
+        except OSError as error:
+            pb_utils.Logger.log_error(f"the lane does not answer: {error!r}")
+        # What may still come would be taken for the answer to the next batch. The service ends when it sees a lane end.
+        self._lane.close()
+        return [None] * len(entries)
+
+    def _entry(self, request):
+        tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self._inputs}
+        arrays = {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
+        return arrays, json.loads(request.parameters())
+
+    def _response(self, request, tensors):
+        fault = read_fault(tensors)
+        if fault is not None:
+            return _error(*fault)
+        wanted = request.requested_output_names()
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, tensors[name]) for name in tensors if name in wanted])
+
+
+def _attempt(convert, *arguments):
+    try:
+        return convert(*arguments)
+    except Exception as error:
+        pb_utils.Logger.log_error(f"a request could not be answered: {error!r}")
+        return None
+
+
+def _error(status, message):
+    return pb_utils.InferenceResponse([], pb_utils.TritonError(message, getattr(pb_utils.TritonError, status)))

@@ -1,0 +1,146 @@
+"""What runs inside Triton's stub, against a real lane: answers, faults of one request, and failures of either side.
+
+It is installed as the server does it, beside a stand-in for Triton's own module.
+"""
+
+import importlib
+import json
+import logging
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import service.pytriton_compat
+from service.pytriton_compat.batch_wire import Tensors
+from service.pytriton_compat.fault_wire import fault_response
+from service.pytriton_compat.lane import Lane, Request
+
+HERE = Path(service.pytriton_compat.__file__).parent
+INTERNAL = (1, "internal_error: the request could not be answered")
+ARGUMENTS = {"model_config": json.dumps({"input": [{"name": "IMAGE"}]}), "model_instance_name": "embed_image_0_0"}
+JOIN_SECONDS = 60
+
+
+def _backend() -> ModuleType:
+    """Triton's own module, as far as it is used."""
+    module: Any = ModuleType("triton_python_backend_utils")
+
+    class TritonError:
+        INTERNAL, INVALID_ARG = 1, 3
+
+        def __init__(self, message: str, code: int) -> None:
+            self.told = (code, message)
+
+    module.TritonError = TritonError
+    module.InferenceResponse = lambda outputs, error=None: SimpleNamespace(outputs=outputs, error=error)
+    module.Tensor = lambda name, array: (name, array.tolist())
+    module.get_input_tensor_by_name = lambda request, name: request.inputs.get(name)
+    module.Logger = SimpleNamespace(log_error=logging.getLogger("stub").error)
+    assert isinstance(module, ModuleType)
+    return module
+
+
+def _request(image: bytes, **parameters: object) -> Any:
+    def as_numpy() -> Any:
+        if image == b"unreadable":
+            raise ValueError("lengths that lie")
+        return np.array([[image]], np.object_)
+
+    inputs = {} if image == b"none" else {"IMAGE": SimpleNamespace(as_numpy=as_numpy)}
+    return SimpleNamespace(
+        inputs=inputs, parameters=lambda: json.dumps(parameters), requested_output_names=lambda: ["EMBEDDING"]
+    )
+
+
+def _infer(requests: Sequence[Request]) -> list[Tensors]:
+    """The length of the image and its parameter as an embedding; some images are faults of several kinds."""
+    return [_answer(request) for request in requests]
+
+
+def _answer(request: Request) -> Tensors:
+    if not request.data:
+        return dict(fault_response("INVALID_ARG", "invalid_tensor: käse"))
+    image = request.data["IMAGE"][0, 0]
+    if image == b"unknown status":
+        return dict(fault_response("NO_SUCH_STATUS", "x"))
+    if image == b"raise":
+        raise RuntimeError("a bug in /secret/path")
+    number = np.array([[len(image), request.parameters.get("n", 0)]], np.float32)
+    return {"EMBEDDING": number, "NOT_ASKED_FOR": number}
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Lane]]:
+    """The stub as `model.py` in a package of its own, connected to a lane."""
+    with tempfile.TemporaryDirectory() as path:  # pytest's own lie too deep for a socket
+        folder = Path(path) / "folder_of_model"
+        folder.mkdir()
+        shutil.copy(HERE / "stub_model.py", folder / "model.py")
+        for wire in ("batch_wire.py", "fault_wire.py"):
+            shutil.copy(HERE / wire, folder)
+        monkeypatch.syspath_prepend(path)
+        monkeypatch.setitem(sys.modules, "triton_python_backend_utils", _backend())
+        for name in ("", ".model", ".batch_wire", ".fault_wire"):
+            monkeypatch.delitem(sys.modules, f"folder_of_model{name}", raising=False)
+        lane = Lane(folder / "lane-0.sock", _infer)
+        lane.start()
+        model = importlib.import_module("folder_of_model.model").TritonPythonModel()
+        model.initialize(ARGUMENTS)
+        yield model, lane
+        model.finalize()
+        lane.join(JOIN_SECONDS)
+        assert not lane.is_alive()
+
+
+def _told(responses: Sequence[Any]) -> list[Any]:
+    return [response.error.told if response.error else dict(response.outputs) for response in responses]
+
+
+def test_each_request_gets_its_own_answer_or_fault(stub: tuple[Any, Lane]) -> None:
+    model, lane = stub
+    batch = [
+        _request(b"123", n=7),
+        _request(b"none"),
+        _request(b"unreadable"),
+        _request(b"unknown status"),
+        _request(b""),
+    ]
+    for _ in range(3):
+        assert _told(model.execute(batch)) == [
+            {"EMBEDDING": [[3.0, 7.0]]},
+            (3, "invalid_tensor: käse"),
+            INTERNAL,
+            INTERNAL,
+            {"EMBEDDING": [[0.0, 0.0]]},
+        ]
+    assert _told(model.execute([_request(b"unreadable")])) == [INTERNAL]
+    assert lane.is_alive()
+
+
+@pytest.mark.parametrize("batch", [[b"raise"], [b"123", b"raise"]], ids=str)
+def test_a_lane_that_fails_ends_and_its_requests_get_no_details(
+    stub: tuple[Any, Lane], batch: list[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    model, lane = stub
+    requests = [_request(image) for image in batch]
+    assert _told(model.execute(requests)) == [INTERNAL] * len(batch)
+    lane.join(JOIN_SECONDS)
+    assert not lane.is_alive()
+    assert "a bug in /secret/path" in caplog.text
+    assert _told(model.execute([_request(b"123")])) == [INTERNAL]
+
+
+@pytest.mark.parametrize("leave", [lambda model: model.finalize(), lambda model: model._lane.close()])
+def test_a_lane_ends_when_its_stub_leaves(stub: tuple[Any, Lane], leave: Callable[[Any], None]) -> None:
+    model, lane = stub
+    assert _told(model.execute([_request(b"1")])) == [{"EMBEDDING": [[1.0, 0.0]]}]
+    leave(model)
+    lane.join(JOIN_SECONDS)
+    assert not lane.is_alive()
