@@ -42,7 +42,7 @@ def _growth(table: Table) -> Plot:
 
 
 def _stages(table: Table) -> Plot:
-    return _bars(table, "ms", "milliseconds of one core that an image costs")
+    return _bars(table, "ms", "milliseconds that an image spends")
 
 
 def _peers(table: Table) -> Plot:

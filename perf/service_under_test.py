@@ -99,6 +99,11 @@ class Service:
         """All metrics, in Prometheus' text format."""
         return self._get(2, "/metrics")
 
+    def cpu_seconds(self) -> tuple[float, float]:
+        """CPU time spent so far by the service's own process, and by all of Triton's."""
+        own, *others = (sum(each.cpu_times()[:2]) for each in self._family())
+        return own, sum(others)
+
     def memory_mb(self) -> float:
         """Memory of all processes of the service in MB, what they share counted once (PSS)."""
         return sum(each.memory_full_info().pss for each in self._family()) / 1e6

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # A lane costs a process of Triton's; with more cores than this, each lane's share of them gets larger.
 _MAX_CPU_LANES = 8
+# Waking a thread for every operator takes longer than a smaller share of the work than this.
+_LEAST_OPERATIONS_A_THREAD = 5e8
 # A batch on a CPU teaches it nothing after the first few, and a large model may need minutes for a full one.
 _CPU_WARM_UP_SECONDS = 5.0
 
@@ -54,6 +56,8 @@ class Encoder:
         self.image_size = int(model.config.image_size)
         self.dimension = int(model.config.hidden_size)
         self._tower = VisionTower(model, device, dtype)
+        tokens = (self.image_size // model.config.patch_size) ** 2
+        self._operations = 2 * tokens * sum(weight.numel() for weight in model.parameters())
         self._scale = torch.tensor(scale, dtype=torch.float32, device=device)
         self._offset = torch.tensor(offset, dtype=torch.float32, device=device)
         # One batch decodes while another encodes. On a CPU one batch a core, and one more on its way.
@@ -103,7 +107,8 @@ class Encoder:
     def _run_on_cpu(self, images: torch.Tensor) -> torch.Tensor:
         with self._cores.share() as threads:
             torch.get_num_threads()  # or a thread's first operator would take the number that another has set last
-            torch.set_num_threads(threads)  # of the calling thread alone
+            worthwhile = 1 + int(len(images) * self._operations / _LEAST_OPERATIONS_A_THREAD)
+            torch.set_num_threads(min(threads, worthwhile))  # of the calling thread alone
             return self._forward(images)
 
     def _run_on_cuda(self, images: torch.Tensor) -> torch.Tensor:

@@ -156,8 +156,9 @@ class _Tower:
 def around(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Encoder]:
     """Builds an encoder around a tower."""
 
-    def build(tower: _Tower, cores: int = 2) -> Encoder:
+    def build(tower: _Tower, cores: int = 2, operations_a_thread: float = 1.0) -> Encoder:
         monkeypatch.setattr(encoder_room, "VisionTower", lambda *_: tower)
+        monkeypatch.setattr(encoder_room, "_LEAST_OPERATIONS_A_THREAD", operations_a_thread)
         return _encoder(cores=cores)
 
     return build
@@ -174,6 +175,16 @@ def test_on_a_cpu_batches_run_at_the_same_time_on_shares_of_the_cores(around: Ca
     with ThreadPoolExecutor(2) as callers:
         list(callers.map(encoder.encode, [np.zeros((1, 64, 64, 3), np.uint8)] * 2))
     assert sorted(threads) == [1, 2]
+
+
+def test_a_small_batch_is_left_to_few_threads(around: Callable[..., Encoder]) -> None:
+    """An image of this model takes millions of operations: here one is worth half a thread, three are worth two."""
+    threads = list[int]()
+    operations = _encoder()._operations
+    encoder = around(_Tower(lambda _: threads.append(torch.get_num_threads())), 4, 2.0 * operations)
+    for images in (1, 3, 100):
+        encoder.encode(np.zeros((images, 64, 64, 3), np.uint8))
+    assert threads == [1, 2, 4]
 
 
 @pytest.mark.parametrize(("cores", "lanes"), [(1, 2), (2, 3), (8, 8), (64, 8)])

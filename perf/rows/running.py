@@ -4,7 +4,6 @@ from functools import partial
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from perf import machine
 from perf.bench import Bench
 from perf.in_process import BASE, DEMO, SO400M
 from perf.rows.end_to_end import IN_FLIGHT
@@ -16,10 +15,14 @@ _LEVELS = (1, 4, 16, 60, 240, 1000)
 _REPEATED = (0.0, 0.5, 0.95)
 _CACHE_MB = 256
 _STAGE_HISTOGRAM = "embed_stage_seconds"
+_STAGE_TABLES = (
+    "Milliseconds that an image spends in each stage",
+    "Milliseconds of CPU time that an image costs",
+    "Milliseconds that an image waits",
+)
 _STAGES_NOTE = (
-    "The stages are the service's own histograms, divided by the images that Triton counted. An encoder on a CPU counts"
-    " as one core, which is what it has while another batch is in the works; on CUDA its time is the GPU's, and no part"
-    " of the cores' sum. The rest is what all cores had in the same time, less everything above."
+    "The stages are the service's own histograms, divided by the images that Triton counted. They are elapsed time:"
+    " where more batches are in the works than there are cores, waiting for a core counts."
 )
 
 
@@ -118,27 +121,30 @@ def stages(bench: Bench) -> Findings:
     with bench.service(*checkpoint.arguments) as service:
         samples = bench.alternate("stages", {"stages": partial(_stage_times, bench, service)})["stages"]
     tables = []
-    for index, name in enumerate(("Milliseconds of one core that an image costs", "Milliseconds that an image waits")):
+    for index, name in enumerate(_STAGE_TABLES):
         stages = samples[0][index]
         points = {stage: {"ms": [times[index][stage] for times in samples]} for stage in stages}
         tables.append(Table(f"{name}, {checkpoint.name} on {bench.device.type}", "stage", points))
     return Findings(tables=tables, notes=[_STAGES_NOTE])
 
 
-def _stage_times(bench: Bench, service: Service) -> tuple[dict[str, float], dict[str, float]]:
-    """Milliseconds by stage, first of work and then of waiting."""
-    before, statistics_before = stage_totals(service.metrics()), service.statistics()
+def _stage_times(bench: Bench, service: Service) -> tuple[dict[str, float], ...]:
+    """Milliseconds an image, for each of the tables."""
+    before, statistics_before, cpu_before = stage_totals(service.metrics()), service.statistics(), service.cpu_seconds()
     result = bench.load(service.target("kserve-http"), IN_FLIGHT)
-    after, added = stage_totals(service.metrics()), service.statistics().since(statistics_before)
+    after, added, cpu_after = stage_totals(service.metrics()), service.statistics(), service.cpu_seconds()
+    added = added.since(statistics_before)
     if not after:
         raise NotMeasured(f"this service has no histogram {_STAGE_HISTOGRAM}")
-    work = {stage: 1000 * (after[stage] - before.get(stage, 0.0)) / added.images for stage in after}
-    all_cores = 1000 * machine.cores() / result.images_per_second
-    work["the load generator"] = 1000 * result.client_cores / result.images_per_second
-    on_the_gpu = work["encode"] if bench.device.type == "cuda" else 0.0
-    work["the rest: Triton, Python, idle"] = all_cores + on_the_gpu - sum(work.values())
+    elapsed = {stage: 1000 * (after[stage] - before.get(stage, 0.0)) / added.images for stage in after}
+    own, tritons = (1000 * (late - early) / added.images for early, late in zip(cpu_before, cpu_after, strict=True))
+    cpu = {
+        "the service's process": own,
+        "Triton and its stubs": tritons,
+        "the load generator": 1000 * result.client_cores / result.images_per_second,
+    }
     queued = 1000 * added.queue_seconds / added.images
-    return work, {"Triton's queue, mean": queued, "whole request at the client, p50": result.p50_ms}
+    return elapsed, cpu, {"Triton's queue, mean": queued, "whole request at the client, p50": result.p50_ms}
 
 
 def stage_totals(metrics: str) -> dict[str, float]:
