@@ -93,7 +93,6 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
 
         Raises:
             StartupFault: tritonserver ended, or was not ready in time.
-            ServiceFailure: one of its processes died.
         """
         self._offer_libpython()
         self._run_server()
