@@ -6,6 +6,7 @@ look into images, tensors or requests.
 
 import contextlib
 import logging
+import random
 import signal
 import socket
 import tempfile
@@ -126,10 +127,16 @@ def _shutdown_on_signals() -> threading.Event:
 
 
 def _free_port() -> int:
-    """A port of the loopback interface, for Triton's own metrics, which the service passes on with its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of the loopback interface, for Triton's own metrics, which the service passes on with its own.
+
+    Below those that the system gives to outgoing connections: one of these could take it before Triton does, seconds
+    later, and Triton ends when it cannot have it.
+    """
+    for port in random.sample(range(20_000, 30_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise StartupFault("no port between 20000 and 30000 is free for Triton's own metrics")
 
 
 def _build_pipelines(
