@@ -1,7 +1,6 @@
 """The machine and the software that a measurement holds for."""
 
 import importlib.metadata
-import os
 import platform
 import re
 import subprocess
@@ -11,13 +10,15 @@ from typing import Any
 import psutil
 import torch
 
+from service.cores import Cores
+
 REPOSITORY = Path(__file__).parents[1]
 _PACKAGES = ("nvidia-pytriton", "torch", "transformers", "numpy", "pillow", "tritonclient", "aiohttp")
 
 
 def cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    return Cores().count
 
 
 def describe() -> dict[str, Any]:

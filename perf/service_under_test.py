@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import psutil
 from perf.load.protocols import Target
 from perf.machine import REPOSITORY
 from perf.samples import NotMeasured
+from service.ports import free_ports
 
 _START_SECONDS = 600.0
 _STOP_SECONDS = 90.0
@@ -48,7 +48,7 @@ class Service:
     """One `python -m service`, ready inside `with`, gone after it."""
 
     def __init__(self, *arguments: str) -> None:
-        self._ports = _free_ports(3)
+        self._ports = free_ports(3)
         options = ("--http-port", "--grpc-port", "--metrics-port")
         ports = [text for option, port in zip(options, self._ports, strict=True) for text in (option, str(port))]
         self._command = [sys.executable, "-m", "service", "--log-level", "warning", *ports, *arguments]
@@ -71,7 +71,7 @@ class Service:
         try:
             self._wait_until_answered(0, "/v2/health/ready")
             self.start_seconds = time.perf_counter() - started
-            # The service opens them when it has seen that Triton is ready.
+            # Triton opens its metrics after its other ports.
             self._wait_until_answered(2, "/metrics")
         except BaseException:
             self._end()
@@ -138,11 +138,3 @@ class Service:
                     each.kill()
             self._process.wait()
         self._folder.cleanup()
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]

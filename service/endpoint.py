@@ -5,7 +5,7 @@ or a fault. The two inference callables live here; it alone knows which fault is
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
@@ -16,24 +16,13 @@ import numpy.typing as npt
 from service.errors import ClientFault, Fault, InternalFault, InvalidParameter, InvalidTensor, UnknownModel
 from service.pipeline import Embedding, Pipeline, Row
 from service.pytriton_compat.fault_wire import fault_response
+from service.pytriton_compat.lane import Request
 
 logger = logging.getLogger(__name__)
 
 Response = dict[str, npt.NDArray[Any]]
 PixelValues = npt.NDArray[np.float32]
 R = TypeVar("R", Row, PixelValues)
-
-
-class Request(Protocol):
-    """What is used of `pytriton_compat.lane.Request`."""
-
-    @property
-    def data(self) -> Mapping[str, npt.NDArray[Any]]:
-        """The input tensors by name."""
-
-    @property
-    def parameters(self) -> Mapping[str, str | int | bool]:
-        """What the client sent beside the tensors."""
 
 
 class PixelValuesEncoder(Protocol):

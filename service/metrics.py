@@ -7,7 +7,6 @@ import contextlib
 import http.client
 import logging
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -51,14 +50,10 @@ class Metrics:
         )
         self._busy_lanes = Gauge("embed_busy_lanes", "Batches in the works.", registry=self.registry)
 
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str) -> contextlib.AbstractContextManager[object]:
         """Measure the seconds of a stage: `decode`, `resize` or `encode`. One that raises counts as well."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._stage_seconds[name].observe(time.perf_counter() - started)
+        timer: contextlib.AbstractContextManager[object] = self._stage_seconds[name].time()
+        return timer
 
     def batch_in_the_works(self) -> contextlib.AbstractContextManager[None]:
         """Count a batch as one that keeps a lane busy."""

@@ -6,7 +6,6 @@ look into images, tensors or requests.
 
 import contextlib
 import logging
-import random
 import signal
 import socket
 import tempfile
@@ -29,6 +28,7 @@ from service.endpoint import EmbedImage, EmbedPixelValues, Parameters
 from service.errors import StartupFault
 from service.metrics import Metrics, metrics_endpoint
 from service.pipeline import Pipeline
+from service.ports import free_ports
 from service.preprocess import Preprocessor
 from service.pytriton_compat.triton import SupervisedTriton
 from service.settings import Settings
@@ -58,7 +58,7 @@ def serve(settings: Settings) -> None:
         helpers = stack.enter_context(ThreadPoolExecutor(cores.count, thread_name_prefix="decode"))
         workspace = stack.enter_context(tempfile.TemporaryDirectory(prefix="embed-"))
         shutdown = _shutdown_on_signals()
-        metrics, triton_metrics_port = Metrics(), _free_port()
+        metrics, (triton_metrics_port,) = Metrics(), free_ports(1)
         pipelines = _build_pipelines(settings, preprocessor, encoders, cores, helpers, metrics)
         triton = _build_triton(settings, Path(workspace) / "triton", triton_metrics_port)
         stack.callback(triton.stop)
@@ -124,19 +124,6 @@ def _shutdown_on_signals() -> threading.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: shutdown.set())
     return shutdown
-
-
-def _free_port() -> int:
-    """A port of the loopback interface, for Triton's own metrics, which the service passes on with its own.
-
-    Below those that the system gives to outgoing connections: one of these could take it before Triton does, seconds
-    later, and Triton ends when it cannot have it.
-    """
-    for port in random.sample(range(20_000, 30_000), 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise StartupFault("no port between 20000 and 30000 is free for Triton's own metrics")
 
 
 def _build_pipelines(

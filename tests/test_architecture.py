@@ -12,7 +12,7 @@ ALLOWED = {
     "__main__": {"settings", "errors", "server"},
     "server": {
         "settings", "decode", "preprocess", "encoder", "pipeline", "endpoint", "pytriton_compat", "errors", "cores",
-        "cache", "metrics",
+        "cache", "metrics", "ports",
     },
     "endpoint": {"pipeline", "errors", "pytriton_compat"},
     "pipeline": {"decode", "preprocess", "errors", "cores", "cache", "metrics"},
@@ -24,6 +24,7 @@ ALLOWED = {
     "cores": set[str](),
     "errors": set[str](),
     "metrics": set[str](),
+    "ports": {"errors"},
     "vision_tower": set[str](),
     "pytriton_compat": {"errors", "pytriton_compat"},
 }  # fmt: skip

@@ -1,7 +1,6 @@
 """The embeddings used last are remembered as they were, in as much memory as is allowed."""
 
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -73,15 +72,6 @@ def test_later_writes_do_not_show_and_none_are_taken() -> None:
         assert embedding.base is None  # and so does not keep its batch alive
         with pytest.raises(ValueError, match="read-only"):
             embedding[0] = 5
-
-
-@pytest.fixture
-def restless() -> Iterator[None]:
-    """Threads take turns as often as they can."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
 
 
 @pytest.mark.usefixtures("restless")

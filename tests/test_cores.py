@@ -1,9 +1,7 @@
 """Cores are shared out among those who use them at the same time."""
 
 import os
-import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
@@ -26,15 +24,6 @@ def test_each_newcomer_takes_its_share_and_gives_it_back(count: int, shares: lis
             raise RuntimeError
     with cores.share() as alone:
         assert alone == count
-
-
-@pytest.fixture
-def restless() -> Iterator[None]:
-    """Threads take turns as often as they can."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
 
 
 @pytest.mark.usefixtures("restless")

@@ -1,18 +1,18 @@
 """Requests in, responses out: parameters, shapes, the rows' way back, and which fault has which status."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from service.endpoint import EmbedImage, EmbedPixelValues, Parameters, Request, Response
+from service.endpoint import EmbedImage, EmbedPixelValues, Parameters, Response
 from service.errors import CorruptImage, EmptyInput, Fault, InternalFault
 from service.pipeline import Embedding, Pipeline, Row
 from service.pytriton_compat.fault_wire import read_fault
+from service.pytriton_compat.lane import Request
 
 Given = Mapping[str, str | int | bool]
 
@@ -23,14 +23,6 @@ FAULTS: dict[bytes, Fault] = {
     b"ours": InternalFault("no idea"),
 }
 SIDE = 4
-
-
-@dataclass
-class FakeRequest:
-    """What a lane hands over."""
-
-    data: dict[str, npt.NDArray[Any]]
-    parameters: Given
 
 
 class FakePipeline:
@@ -74,14 +66,14 @@ def _embed_image(pipeline: object, defaults: Parameters = DEFAULTS) -> Callable[
     return EmbedImage(cast(Pipeline, pipeline), defaults)
 
 
-def _images(*rows: object, parameters: Given = MappingProxyType({})) -> FakeRequest:
+def _images(*rows: object, parameters: Given = MappingProxyType({})) -> Request:
     column = np.array([str(row).encode() for row in rows], np.object_).reshape(-1, 1)
-    return FakeRequest({"INPUT_IMAGE": column}, parameters)
+    return Request({"INPUT_IMAGE": column}, parameters)
 
 
-def _pixels(*values: float, parameters: Given = MappingProxyType({})) -> FakeRequest:
+def _pixels(*values: float, parameters: Given = MappingProxyType({})) -> Request:
     pixel_values = np.stack([np.full((3, SIDE, SIDE), value, np.float32) for value in values])
-    return FakeRequest({"PIXEL_VALUES": pixel_values}, parameters)
+    return Request({"PIXEL_VALUES": pixel_values}, parameters)
 
 
 def _fault(response: Response) -> str:
@@ -141,9 +133,7 @@ def test_wrong_parameters_are_the_fault_of_their_request_alone(given: Given, lin
 @pytest.mark.parametrize("shape", [(1,), (6,), (0,), (), (0, 1), (3, 2), (2, 0), (2, 1, 3)], ids=str)
 def test_no_shape_of_images_is_trusted(shape: tuple[int, ...]) -> None:
     pipeline = FakePipeline()
-    wrong, right = _embed_image(pipeline)(
-        [FakeRequest({"INPUT_IMAGE": np.full(shape, b"5", np.object_)}, {}), _images(7)]
-    )
+    wrong, right = _embed_image(pipeline)([Request({"INPUT_IMAGE": np.full(shape, b"5", np.object_)}, {}), _images(7)])
     assert _fault(wrong) == f"INVALID_ARG invalid_tensor: INPUT_IMAGE must have the shape [rows, 1], not {list(shape)}"
     assert _rows(right) == [[7, 14, 0]]
     assert pipeline.batches == [[Row(b"7", False)]]
@@ -152,7 +142,7 @@ def test_no_shape_of_images_is_trusted(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("shape", [(3, 4, 4), (0, 3, 4, 4), (1, 4, 4, 3), (1, 3, 4, 5), (1, 1, 4, 4), (48,)], ids=str)
 def test_no_shape_of_pixel_values_is_trusted(shape: tuple[int, ...]) -> None:
     endpoint = EmbedPixelValues(FakeEncoder(), DEFAULTS)
-    wrong, right = endpoint([FakeRequest({"PIXEL_VALUES": np.zeros(shape, np.float32)}, {}), _pixels(7)])
+    wrong, right = endpoint([Request({"PIXEL_VALUES": np.zeros(shape, np.float32)}, {}), _pixels(7)])
     expected = "INVALID_ARG invalid_tensor: PIXEL_VALUES must have the shape [rows, 3, 4, 4], not"
     assert _fault(wrong) == f"{expected} {list(shape)}"
     assert _rows(right) == [[7, 7, 7]]
@@ -201,7 +191,7 @@ def test_prepared_pixels_find_their_way_back_too() -> None:
     [
         lambda: _embed_image(Broken())([_images(1), _images(2, 3)]),
         lambda: EmbedPixelValues(Broken(), DEFAULTS)([_pixels(1), _pixels(2, 3)]),
-        lambda: _embed_image(FakePipeline())([_images(1), FakeRequest({}, {})]),
+        lambda: _embed_image(FakePipeline())([_images(1), Request({}, {})]),
     ],
     ids=["pipeline", "encoder", "request"],
 )

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.metrics import Metrics, metrics_endpoint
+from service.ports import free_ports
 
 TRITONS = b"""# HELP nv_inference_count Number of inferences performed
 # TYPE nv_inference_count counter
@@ -40,15 +41,9 @@ def triton() -> Iterator[str]:
     server.server_close()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def _served(metrics: Metrics, triton_url: str) -> Iterator[str]:
-    port = _free_port()
+    (port,) = free_ports(1)
     with metrics_endpoint(metrics, "127.0.0.1", port, triton_url):
         yield f"http://127.0.0.1:{port}"
 
@@ -124,7 +119,9 @@ def test_there_is_nothing_at_other_paths(triton: str, path: str) -> None:
 
 @pytest.mark.parametrize("problem", ["nobody listens", "failing", "dying"])
 def test_without_tritons_measurements_a_scrape_says_so(triton: str, problem: str) -> None:
-    triton_url = f"http://127.0.0.1:{_free_port()}/metrics" if problem == "nobody listens" else f"{triton}/{problem}"
+    triton_url = (
+        f"http://127.0.0.1:{free_ports(1)[0]}/metrics" if problem == "nobody listens" else f"{triton}/{problem}"
+    )
     with _served(Metrics(), triton_url) as url:
         assert [_get(f"{url}/metrics")[0] for _ in range(2)] == [503, 503]
 
@@ -133,7 +130,7 @@ def test_a_proxy_of_the_environment_does_not_stand_before_triton(triton: str, mo
     with _served(Metrics(), f"{triton}/metrics") as url:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         monkeypatch.setattr(urllib.request, "_opener", None)  # it would remember the environment of its first use
-        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{_free_port()}")
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_ports(1)[0]}")
         with opener.open(f"{url}/metrics", timeout=30) as response:
             assert response.status == 200
 

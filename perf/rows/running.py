@@ -9,7 +9,6 @@ from perf.in_process import BASE, DEMO, SO400M
 from perf.rows.end_to_end import IN_FLIGHT
 from perf.samples import Figure, Findings, NotMeasured, Table
 from perf.service_under_test import Service
-from service.settings import Settings
 
 _LEVELS = (1, 4, 16, 60, 240, 1000)
 _REPEATED = (0.0, 0.5, 0.95)
@@ -27,19 +26,10 @@ _STAGES_NOTE = (
 
 
 def start(bench: Bench) -> Findings:
-    """The embedded checkpoint; on CUDA so400m-384, compiled and not, where the service can compile."""
-    if bench.device.type == "cpu":
-        return Findings([_start_figure(bench, "demo on cpu", DEMO.arguments, 10.0)])
-    if "compile" not in Settings.model_fields:
+    """The embedded checkpoint; on CUDA so400m-384."""
+    if bench.device.type == "cuda":
         return Findings([_start_figure(bench, "so400m-384 on cuda", SO400M.arguments, 20.0)])
-    compiled = (*SO400M.arguments, "--compile", "true")
-    eager = (*SO400M.arguments, "--compile", "false")
-    return Findings(
-        [
-            _start_figure(bench, "so400m-384 on cuda, compiled", compiled, 60.0),
-            _start_figure(bench, "so400m-384 on cuda, --compile false", eager, 20.0),
-        ]
-    )
+    return Findings([_start_figure(bench, "demo on cpu", DEMO.arguments, 10.0)])
 
 
 def _start_figure(bench: Bench, name: str, arguments: tuple[str, ...], at_most: float) -> Figure:

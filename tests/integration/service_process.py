@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,17 +13,10 @@ from pathlib import Path
 import psutil
 import requests
 
+from service.ports import free_ports
+
 START_SECONDS = 240.0
 STOP_SECONDS = 90.0
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that were free a moment ago, all different."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 240.0) -> None:

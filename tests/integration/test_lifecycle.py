@@ -4,7 +4,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ import psutil
 import pytest
 import requests
 
+from service.ports import free_ports
 from tests.integration.clients import RAW_HEADERS, embed_triton_grpc, post_raw
 from tests.integration.reference import photographs
 from tests.integration.service_process import ServiceProcess, service, wait_for
@@ -123,7 +123,7 @@ def test_a_taken_port_is_one_clear_line(running: ServiceProcess) -> None:
     ],
 )
 def test_what_keeps_it_from_starting_is_one_clear_line(arguments: list[str], exit_code: int, message: str) -> None:
-    result = _run("--http-port", "0", "--metrics-port", "0", "--grpc-port", str(_free_port()), *arguments)
+    result = _run("--http-port", "0", "--metrics-port", "0", "--grpc-port", str(*free_ports(1)), *arguments)
     assert result.returncode == exit_code
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and message in errors[0], result.stderr
@@ -133,12 +133,6 @@ def test_what_keeps_it_from_starting_is_one_clear_line(arguments: list[str], exi
 def _run(*arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "service", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -1,0 +1,32 @@
+"""TCP ports that something of ours is to listen on later.
+
+It must not know what listens there.
+"""
+
+import contextlib
+import random
+import socket
+
+from service.errors import StartupFault
+
+# Below those that Linux gives to outgoing connections (32768 and up): one of these could take a port that was free a
+# moment ago, seconds before whatever it is meant for listens there.
+_PORTS = range(20_000, 30_000)
+_TRIES = 100
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports of the loopback interface that nothing listens on.
+
+    Raises:
+        StartupFault: there are not as many among a hundred.
+    """
+    ports: list[int] = []
+    with contextlib.ExitStack() as probes:
+        for port in random.sample(_PORTS, _TRIES):
+            with contextlib.suppress(OSError):
+                probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
+                ports.append(port)
+            if len(ports) == count:
+                return ports
+    raise StartupFault(f"{count} free ports between {_PORTS[0]} and {_PORTS[-1]} were not to be found")
