@@ -16,6 +16,7 @@ from perf import machine
 from service.cores import Cores
 from service.decode import Decoder
 from service.encoder import Encoder, load_model, resolve_dtype
+from service.metrics import Metrics
 from service.preprocess import Preprocessor
 from service.settings import load_settings
 
@@ -80,7 +81,9 @@ class Rooms:
 
     def _encoder(self, cores: Cores) -> Encoder:
         model = load_model(self._checkpoint.path, None, self._checkpoint.random_weights)
-        return Encoder(model, self.device, self._dtype, self.preprocessor.scale, self.preprocessor.offset, cores)
+        return Encoder(
+            model, self.device, self._dtype, self.preprocessor.scale, self.preprocessor.offset, cores, Metrics()
+        )
 
     def prepare(self, jpeg: bytes, pixels: Pixels) -> None:
         """The service's way from a JPEG to pixels (uint8 `[S, S, 3]`)."""

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from service.cores import Cores
 from service.errors import StartupFault
+from service.metrics import Metrics
 from service.vision_tower import VisionTower
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ class Encoder:
         image_size: S, the side in pixels of the square that the model reads.
         dimension: D, the length of an embedding.
         lanes: the number of batches in the works at a time that keeps the device busy.
+        failures_in_a_row: batches that could not be computed since the last one that could.
+        image_seconds: what an image takes in the largest batch of the warm-up.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Encoder:
         scale: Sequence[float],
         offset: Sequence[float],
         cores: Cores,
+        metrics: Metrics,
     ) -> None:
         self.device = device
         self.dtype = dtype
@@ -62,7 +66,10 @@ class Encoder:
         self._offset = torch.tensor(offset, dtype=torch.float32, device=device)
         # One batch decodes while another encodes. On a CPU one batch a core, and one more on its way.
         self.lanes = 2 if device.type == "cuda" else min(cores.count + 1, _MAX_CPU_LANES)
+        self.failures_in_a_row = 0
+        self.image_seconds = 0.0
         self._cores = cores
+        self._metrics = metrics
         self._turn = threading.Lock()
         if device.type == "cuda":
             self._upload = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -85,12 +92,14 @@ class Encoder:
         """
         started = time.monotonic()
         for size in _doubling(max_batch_size):
+            batch_started = time.monotonic()
             try:
-                self.encode(np.zeros((size, self.image_size, self.image_size, 3), dtype=np.uint8))
+                self._run_batch(torch.zeros((size, self.image_size, self.image_size, 3), dtype=torch.uint8))
             except torch.OutOfMemoryError as error:
                 raise StartupFault(
                     f"a batch of {size} does not fit into the memory of {self.device}; lower --max-batch-size"
                 ) from error
+            self.image_seconds = (time.monotonic() - batch_started) / size
             if self.device.type == "cpu" and time.monotonic() - started > _CPU_WARM_UP_SECONDS:
                 break
         logger.info("warmed up with batches of 1 to %d in %.1f s", size, time.monotonic() - started)
@@ -98,11 +107,31 @@ class Encoder:
             peak = torch.cuda.max_memory_allocated(self.device) / 2**20
             logger.info("%s: a batch of %d takes %.0f MiB at its peak", self.device, size, peak)
 
-    @torch.inference_mode()
     def _run(self, images: torch.Tensor) -> npt.NDArray[np.float32]:
-        embeddings = self._run_on_cuda(images) if self.device.type == "cuda" else self._run_on_cpu(images)
-        array: npt.NDArray[np.float32] = embeddings.numpy()
-        return array
+        self._metrics.encoded(len(images))
+        try:
+            with self._metrics.stage("encode"):
+                embeddings: npt.NDArray[np.float32] = self._run_or_halve(images).numpy()
+        except BaseException:
+            self.failures_in_a_row += 1
+            raise
+        self.failures_in_a_row = 0
+        return embeddings
+
+    def _run_or_halve(self, images: torch.Tensor) -> torch.Tensor:
+        """The whole batch, or one half after the other where something else has taken the device's memory."""
+        try:
+            return self._run_batch(images)
+        except torch.OutOfMemoryError:
+            if len(images) == 1:
+                raise
+            logger.warning("a batch of %d does not fit into the memory of %s; trying halves", len(images), self.device)
+        torch.cuda.empty_cache()
+        return torch.cat([self._run_batch(half) for half in images.chunk(2)])
+
+    @torch.inference_mode()
+    def _run_batch(self, images: torch.Tensor) -> torch.Tensor:
+        return self._run_on_cuda(images) if self.device.type == "cuda" else self._run_on_cpu(images)
 
     def _run_on_cpu(self, images: torch.Tensor) -> torch.Tensor:
         with self._cores.share() as threads:

@@ -7,12 +7,15 @@ import contextlib
 import http.client
 import logging
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from service.access import is_allowed
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +51,31 @@ class Metrics:
         self._repeats = Counter(
             "embed_repeats", "Images answered without encoding, as repeats of others.", registry=self.registry
         )
+        self._canary_answered_at = time.monotonic()
+        canary_age = Gauge(
+            "embed_canary_age_seconds",
+            "Seconds since an image that the service sends to itself last came back as it should.",
+            registry=self.registry,
+        )
+        canary_age.set_function(lambda: time.monotonic() - self._canary_answered_at)
+        self._running: dict[object, float] = {}
         self._busy_lanes = Gauge("embed_busy_lanes", "Batches in the works.", registry=self.registry)
 
-    def stage(self, name: str) -> contextlib.AbstractContextManager[object]:
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
         """Measure the seconds of a stage: `decode`, `resize` or `encode`. One that raises counts as well."""
-        timer: contextlib.AbstractContextManager[object] = self._stage_seconds[name].time()
-        return timer
+        key, started = object(), time.perf_counter()
+        self._running[key] = started
+        try:
+            yield
+        finally:
+            del self._running[key]
+            self._stage_seconds[name].observe(time.perf_counter() - started)
+
+    def longest_stage(self) -> float:
+        """Seconds that the oldest of the stages in the works has taken so far; 0 where there is none."""
+        now = time.perf_counter()
+        return now - min(list(self._running.values()), default=now)
 
     def batch_in_the_works(self) -> contextlib.AbstractContextManager[None]:
         """Count a batch as one that keeps a lane busy."""
@@ -68,14 +90,24 @@ class Metrics:
         """Count an image: `ok`, or the code of its fault."""
         self._images.labels(code).inc()
 
+    def canary_answered(self) -> None:
+        """Take note that a canary has come back as it should, just now."""
+        self._canary_answered_at = time.monotonic()
+
     def repeated(self, images: int) -> None:
         """Count images that needed no encoding."""
         self._repeats.inc(images)
 
 
 @contextlib.contextmanager
-def metrics_endpoint(metrics: Metrics, host: str, port: int, triton_url: str) -> Iterator[None]:
-    """Serve Triton's measurements, read from `triton_url`, and ours at `http://host:port/metrics`."""
+def metrics_endpoint(
+    metrics: Metrics, host: str, port: int, triton_url: str, token: str | None = None
+) -> Iterator[None]:
+    """Serve Triton's measurements, read from `triton_url`, and ours at `http://host:port/metrics`.
+
+    Args:
+        token: what a scrape has to send as `Authorization: Bearer TOKEN`; None lets everybody.
+    """
 
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # not by the environment's http_proxy
 
@@ -83,6 +115,8 @@ def metrics_endpoint(metrics: Metrics, host: str, port: int, triton_url: str) ->
         def do_GET(self) -> None:
             if self.path != "/metrics":
                 return self.send_error(404)
+            if not is_allowed(self.headers.get("Authorization"), token):
+                return self.send_error(401)
             try:
                 with direct.open(triton_url, timeout=_TRITON_TIMEOUT_SECONDS) as response:
                     text = response.read() + generate_latest(metrics.registry)

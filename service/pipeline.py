@@ -143,10 +143,8 @@ class Pipeline:
             return InternalFault("the image could not be prepared")
 
     def _encode(self, pixels: Pixels) -> Sequence[Outcome]:
-        self._metrics.encoded(len(pixels))
         try:
-            with self._metrics.stage("encode"):
-                return list(self._encoder.encode(pixels))
+            return list(self._encoder.encode(pixels))
         except Exception:
             logger.exception("a batch of %d images could not be encoded", len(pixels))
             return [InternalFault("the image could not be encoded")] * len(pixels)

@@ -10,34 +10,39 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from pytriton.client import ModelClient
-from pytriton.client.exceptions import PyTritonClientError, PyTritonClientInferenceServerError
-from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
+from pytriton.model_config import DynamicBatcher, ModelConfig, QueuePolicy, Tensor
+from pytriton.model_config.common import TimeoutAction
 from pytriton.triton import TritonConfig
 
+from service.access import GrpcTls, bearer, check_tls, read_token
 from service.cache import EmbeddingCache
+from service.canary import Canary, canary_image, same_direction
 from service.cores import Cores
 from service.decode import Decoder
 from service.encoder import Encoder, load_model, resolve_devices, resolve_dtype
 from service.endpoint import EmbedImage, EmbedPixelValues, Parameters
-from service.errors import StartupFault
+from service.errors import Fault, ServiceFailure, StartupFault
+from service.heartbeat import Heartbeat
+from service.local_client import LocalClient
 from service.metrics import Metrics, metrics_endpoint
-from service.pipeline import Pipeline
+from service.pipeline import Embedding, Pipeline, Row
 from service.ports import free_ports
 from service.preprocess import Preprocessor
-from service.pytriton_compat.triton import SupervisedTriton
+from service.pytriton_compat.triton import Access, SupervisedTriton
 from service.settings import Settings
+from service.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
 _DEMO_CHECKPOINT = Path(__file__).parent / "demo" / "checkpoint"
-_HEARTBEAT_SECONDS = 0.5
-_HEARTBEAT_TIMEOUT_SECONDS = 5.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_LOOK_SECONDS = 0.5
 _JSON_REQUEST = (
     '{"inputs":[{"name":"INPUT_IMAGE","shape":[1,1],"datatype":"BYTES","data":["&"]}],'
     '"parameters":{"base64_encoded":true}}'
@@ -52,24 +57,32 @@ def serve(settings: Settings) -> None:
         ServiceFailure: a part of the running service has died, or accepted requests could not be answered.
     """
     _check_ports_are_free(settings)
-    cores = Cores(settings.cpu_threads)
-    preprocessor, encoders = _load_checkpoint(settings, cores)
+    access = _read_access(settings)
+    cores, metrics = Cores(settings.cpu_threads), Metrics()
+    preprocessor, encoders = _load_checkpoint(settings, cores, metrics)
     with contextlib.ExitStack() as stack:
         helpers = stack.enter_context(ThreadPoolExecutor(cores.count, thread_name_prefix="decode"))
         workspace = stack.enter_context(tempfile.TemporaryDirectory(prefix="embed-"))
         shutdown = _shutdown_on_signals()
-        metrics, (triton_metrics_port,) = Metrics(), free_ports(1)
         pipelines = _build_pipelines(settings, preprocessor, encoders, cores, helpers, metrics)
-        triton = _build_triton(settings, Path(workspace) / "triton", triton_metrics_port)
+        known = _known_embedding(pipelines)
+        http, (metrics_port,) = _http_address(settings), free_ports(1)
+        triton = _build_triton(settings, access, Path(workspace) / "triton", http, metrics_port)
         stack.callback(triton.stop)
         _bind_models(triton, settings, encoders, pipelines)
         if settings.metrics_port:
-            url = f"http://127.0.0.1:{triton_metrics_port}/metrics"
-            stack.enter_context(metrics_endpoint(metrics, settings.host, settings.metrics_port, url))
+            url = f"http://127.0.0.1:{metrics_port}/metrics"
+            stack.enter_context(metrics_endpoint(metrics, settings.host, settings.metrics_port, url, access.token))
         if triton.start(shutdown):
             _announce(settings, encoders)
-            _watch(triton, shutdown, settings, preprocessor)
-            logger.info("stopping: new requests are refused, accepted ones are answered")
+            client = LocalClient(*http, bearer(access.token))
+            heartbeat = Heartbeat(client, settings.model_alias, preprocessor.size)
+            images = _lanes(settings, encoders) * settings.max_batch_size
+            watchdog = Watchdog(triton, encoders, images, metrics, client, Canary(known, client))
+            _watch(watchdog, heartbeat, shutdown.wait)
+            logger.info("stopping: it does not look ready any more; what is accepted will be answered")
+            triton.report_not_ready()
+            _watch(watchdog, heartbeat, _grace(settings.shutdown_grace_s))
             triton.drain()
     logger.info("stopped")
 
@@ -88,7 +101,19 @@ def _check_ports_are_free(settings: Settings) -> None:
                 ) from error
 
 
-def _load_checkpoint(settings: Settings, cores: Cores) -> tuple[Preprocessor, list[Encoder]]:
+def _read_access(settings: Settings) -> Access:
+    token, admin_token, tls = None, None, None
+    if settings.access_token_file:
+        token = read_token(settings.access_token_file, "access_token_file")
+    if settings.admin_token_file:
+        admin_token = read_token(settings.admin_token_file, "admin_token_file")
+    if settings.grpc_tls_cert and settings.grpc_tls_key:
+        tls = GrpcTls(settings.grpc_tls_cert, settings.grpc_tls_key, settings.grpc_tls_client_ca)
+        check_tls(tls)
+    return Access(token, admin_token, tls)
+
+
+def _load_checkpoint(settings: Settings, cores: Cores, metrics: Metrics) -> tuple[Preprocessor, list[Encoder]]:
     """The checkpoint's preprocessor, and one warm encoder a device."""
     checkpoint = settings.checkpoint
     if checkpoint == "demo":
@@ -105,6 +130,7 @@ def _load_checkpoint(settings: Settings, cores: Cores) -> tuple[Preprocessor, li
             preprocessor.scale,
             preprocessor.offset,
             cores,
+            metrics,
         )
         for device in devices
     ]
@@ -119,10 +145,18 @@ def _load_checkpoint(settings: Settings, cores: Cores) -> tuple[Preprocessor, li
 
 
 def _shutdown_on_signals() -> threading.Event:
-    """An event that SIGTERM or SIGINT sets."""
+    """An event that SIGTERM or SIGINT sets; a second one ends the service where it is."""
     shutdown = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: shutdown.set())
+
+    def on_signal(*_: object) -> None:
+        if shutdown.is_set():
+            for number in _SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+            raise ServiceFailure("stopped at once by a second signal: what was in flight is dropped")
+        shutdown.set()
+
+    for number in _SIGNALS:
+        signal.signal(number, on_signal)
     return shutdown
 
 
@@ -146,22 +180,45 @@ def _build_pipelines(
     return [Pipeline(decoder, preprocessor, encoder, cores, helpers, metrics, cache) for encoder in encoders]
 
 
-def _build_triton(settings: Settings, workspace: Path, metrics_port: int) -> SupervisedTriton:
+def _known_embedding(pipelines: Sequence[Pipeline]) -> Embedding:
+    """What the canary's image becomes, here and now (float32 `[D]`).
+
+    Raises:
+        StartupFault: it becomes nothing, or nothing that makes sense, or another embedding on another device.
+    """
+    embeddings: list[Embedding] = []
+    for pipeline in pipelines:
+        (outcome,) = pipeline.embed([Row(canary_image(), False)])
+        if isinstance(outcome, Fault):
+            raise StartupFault(f"the image that the service tests itself with cannot be embedded: {outcome}")
+        embeddings.append(outcome)
+    if not all(same_direction(embedding, embeddings[0]) for embedding in embeddings):
+        raise StartupFault("an encoder's embeddings are no numbers, or others on another device; try another --dtype")
+    return embeddings[0]
+
+
+def _http_address(settings: Settings) -> tuple[str, int]:
+    """Where Triton listens for HTTP. The service itself needs it even where it is off, but not at an open port."""
+    return (settings.host, settings.http_port) if settings.http_port else ("127.0.0.1", free_ports(1)[0])
+
+
+def _build_triton(
+    settings: Settings, access: Access, workspace: Path, http: tuple[str, int], metrics_port: int
+) -> SupervisedTriton:
     config = TritonConfig(
-        allow_http=bool(settings.http_port),
+        allow_http=True,
         allow_grpc=bool(settings.grpc_port),
         allow_metrics=bool(settings.metrics_port),
-        http_address=settings.host,
+        http_address=http[0],
         grpc_address=settings.host,
         metrics_address="127.0.0.1",
-        http_port=settings.http_port or None,
+        http_port=http[1],
         grpc_port=settings.grpc_port or None,
         metrics_port=metrics_port,
         # By then everything is answered; it only bounds how long idle keep-alive connections hold up the end.
         exit_timeout_secs=1,
     )
-    # perf_analyzer reads the statistics.
-    return SupervisedTriton(config, workspace, open_endpoints={"statistics"}, verbose=settings.log_level == "debug")
+    return SupervisedTriton(config, workspace, access, verbose=settings.log_level == "debug")
 
 
 def _bind_models(
@@ -170,13 +227,17 @@ def _bind_models(
     """`embed_image` in several lanes a device, and the PIXEL_VALUES model in one."""
     defaults = Parameters(settings.default_base64_encoded, settings.default_normalize, settings.model_alias)
     side, outputs = encoders[0].image_size, [Tensor(name="EMBEDDING", dtype=np.float32, shape=(encoders[0].dimension,))]
-    lanes = settings.lanes or encoders[0].lanes
+    lanes = _lanes(settings, encoders)
     config = ModelConfig(
         max_batch_size=settings.max_batch_size,
         batcher=DynamicBatcher(
             max_queue_delay_microseconds=settings.max_queue_delay_us,
             # Or one lane would take nearly all that is waiting, and the others one tiny batch after another meanwhile.
             preferred_batch_size=sorted({-(-settings.max_batch_size // lanes), settings.max_batch_size}),
+            # What is refused costs nothing; its client knows at once, and what is accepted is answered in time.
+            default_queue_policy=QueuePolicy(
+                TimeoutAction.REJECT, settings.queue_timeout_ms * 1000, True, settings.max_queue_size
+            ),
         ),
     )
     triton.bind(
@@ -193,6 +254,11 @@ def _bind_models(
         outputs,
         config=config,
     )
+
+
+def _lanes(settings: Settings, encoders: Sequence[Encoder]) -> int:
+    """Batches in the works at a time on each device."""
+    return settings.lanes or encoders[0].lanes
 
 
 def _announce(settings: Settings, encoders: Sequence[Encoder]) -> None:
@@ -218,23 +284,23 @@ def _announce(settings: Settings, encoders: Sequence[Encoder]) -> None:
         )
 
 
-def _watch(triton: SupervisedTriton, shutdown: threading.Event, settings: Settings, preprocessor: Preprocessor) -> None:
-    """Return when a shutdown is asked for; until then look after the server's processes.
-
-    The heartbeat is a request that the PIXEL_VALUES model refuses, so that it goes all the way without costing the
-    encoder anything. It also keeps that model's statistics moving: `perf_analyzer --bls-composing=siglip` gives up on a
-    composing model that serves nothing, and here nothing but such a request goes through it.
+def _watch(watchdog: Watchdog, heartbeat: Heartbeat, is_over: Callable[[float], bool]) -> None:
+    """Look after the service until `is_over`, which waits so many seconds, says so.
 
     Raises:
-        ServiceFailure: a process of the server has died.
+        ServiceFailure: the service can answer no more.
     """
-    pixel_values = np.zeros((1, 3, preprocessor.size, preprocessor.size), dtype=np.float32)
-    with ModelClient(triton.url, settings.model_alias, inference_timeout_s=_HEARTBEAT_TIMEOUT_SECONDS) as client:
-        while not shutdown.wait(_HEARTBEAT_SECONDS):
-            triton.check_alive()
-            try:
-                client.infer_batch(PIXEL_VALUES=pixel_values, parameters={"embed_model": "heartbeat"})
-            except PyTritonClientInferenceServerError:
-                continue
-            except PyTritonClientError as error:
-                logger.warning("no answer to a heartbeat: %s", error)
+    while not is_over(_LOOK_SECONDS):
+        watchdog.look()
+        heartbeat.send()
+
+
+def _grace(seconds: float) -> Callable[[float], bool]:
+    """Is over after so many seconds."""
+    end = time.monotonic() + seconds
+
+    def is_over(wait_seconds: float) -> bool:
+        time.sleep(max(0.0, min(wait_seconds, end - time.monotonic())))
+        return time.monotonic() >= end
+
+    return is_over

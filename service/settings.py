@@ -86,6 +86,12 @@ class Settings(BaseSettings):
     max_queue_delay_us: int = Field(
         0, ge=0, le=10_000_000, description="microseconds that a request waits for others to fill its batch"
     )
+    max_queue_size: int = Field(
+        1024, ge=1, description="most requests that wait for a batch; what is over it is refused with 503"
+    )
+    queue_timeout_ms: int = Field(
+        60_000, ge=1, le=86_400_000, description="milliseconds that a request waits for a batch before it gets a 503"
+    )
     lanes: int = Field(
         0,
         ge=0,
@@ -106,6 +112,20 @@ class Settings(BaseSettings):
     exif_orientation: bool = Field(True, description="turn images as their EXIF orientation says")
     background: Annotated[str, AfterValidator(_background)] = Field(
         "white", description="colour behind transparent images (a name or #rrggbb); none drops the alpha channel"
+    )
+    shutdown_grace_s: float = Field(
+        0.0, ge=0, le=3600, description="seconds between not looking ready and taking no more requests, at the end"
+    )
+    access_token_file: Path | None = Field(
+        None, description="file with the token that inference, statistics and metrics are then behind"
+    )
+    admin_token_file: Path | None = Field(
+        None, description="file with a token that opens the endpoints that steer the server, which are closed without"
+    )
+    grpc_tls_cert: Path | None = Field(None, description="PEM file of a certificate; gRPC is then spoken in TLS only")
+    grpc_tls_key: Path | None = Field(None, description="PEM file of the certificate's unencrypted key")
+    grpc_tls_client_ca: Path | None = Field(
+        None, description="PEM file of authorities; a gRPC client then needs a certificate of theirs"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
 
@@ -147,6 +167,7 @@ def load_settings(arguments: Sequence[str]) -> Settings:
         if settings.config is not None:
             settings = Settings(**command_line, **_read_file(settings.config))
         _refuse_unusable_ports(settings)
+        _refuse_half_of_tls(settings)
         return settings
     except SettingsError as error:
         raise StartupFault(str(error).removeprefix("error parsing CLI: ")) from error
@@ -170,6 +191,13 @@ def _refuse_unusable_ports(settings: Settings) -> None:
         raise StartupFault("http_port and grpc_port are both off: nobody could reach the service")
     if len(set(settings.ports.values())) < len(settings.ports):
         raise StartupFault(f"two ports are the same: {settings.ports}")
+
+
+def _refuse_half_of_tls(settings: Settings) -> None:
+    if (settings.grpc_tls_cert is None) != (settings.grpc_tls_key is None):
+        raise StartupFault("grpc_tls_cert and grpc_tls_key are given together or not at all")
+    if settings.grpc_tls_client_ca and not settings.grpc_tls_cert:
+        raise StartupFault("grpc_tls_client_ca needs grpc_tls_cert and grpc_tls_key")
 
 
 def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:

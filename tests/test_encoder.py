@@ -30,6 +30,7 @@ from service.cores import Cores
 from service.decode import Decoder
 from service.encoder import Encoder, load_model, resolve_devices, resolve_dtype
 from service.errors import StartupFault
+from service.metrics import Metrics
 from service.preprocess import Preprocessor
 from tests.images import SMALL_NAMES, sample
 
@@ -61,12 +62,12 @@ def _tiny_model() -> Any:
 
 def _encoder(dtype: torch.dtype = torch.float32, cores: int = 2) -> Encoder:
     preprocessor = Preprocessor.from_config(PROCESSOR)
-    return Encoder(_tiny_model(), CPU, dtype, preprocessor.scale, preprocessor.offset, Cores(cores))
+    return Encoder(_tiny_model(), CPU, dtype, preprocessor.scale, preprocessor.offset, Cores(cores), Metrics())
 
 
 def _plain_encoder(model: Any) -> Encoder:
     """One that normalises nothing."""
-    return Encoder(model, CPU, torch.float32, (1.0,) * 3, (0.0,) * 3, Cores(2))
+    return Encoder(model, CPU, torch.float32, (1.0,) * 3, (0.0,) * 3, Cores(2), Metrics())
 
 
 @pytest.fixture(scope="module")
@@ -369,3 +370,38 @@ def test_random_weights_are_the_same_each_time_and_announced(
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert [record.name for record in warnings] == ["service.encoder"] * 2
     assert "RANDOM WEIGHTS" in warnings[0].message
+
+
+def test_a_batch_for_which_memory_is_short_is_done_in_halves(
+    monkeypatch: pytest.MonkeyPatch, batch: Batch, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder, most = _encoder(), len(batch.pixels) // 2 + 1
+    run = Encoder._run_batch
+
+    def short_of_memory(self: Encoder, images: torch.Tensor) -> torch.Tensor:
+        if len(images) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(self, images)
+
+    monkeypatch.setattr(Encoder, "_run_batch", short_of_memory)
+    _assert_same(encoder.encode(batch.pixels), _encoder().encode(batch.pixels), 0.99999)
+    assert encoder.failures_in_a_row == 0 and "trying halves" in caplog.text
+    most = 1
+    for failures in (1, 2):
+        with pytest.raises(torch.OutOfMemoryError):
+            encoder.encode(batch.pixels)
+        assert encoder.failures_in_a_row == failures
+    encoder.encode(batch.pixels[:1])
+    assert encoder.failures_in_a_row == 0
+
+
+def test_both_ways_into_the_encoder_are_measured(batch: Batch) -> None:
+    metrics, preprocessor = Metrics(), Preprocessor.from_config(PROCESSOR)
+    encoder = Encoder(_tiny_model(), CPU, torch.float32, preprocessor.scale, preprocessor.offset, Cores(2), metrics)
+    encoder.warm_up(4)
+    assert encoder.image_seconds > 0
+    encoder.encode(batch.pixels[:3])
+    encoder.encode_pixel_values(batch.pixel_values[:2])
+    value = metrics.registry.get_sample_value
+    assert value("embed_batch_images_count") == 2 and value("embed_batch_images_sum") == 5
+    assert value("embed_stage_seconds_count", {"stage": "encode"}) == 2

@@ -48,7 +48,7 @@ def _served(metrics: Metrics, triton_url: str) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-def _get(url: str) -> tuple[int, bytes]:
+def _get(url: str | urllib.request.Request) -> tuple[int, bytes]:
     try:
         with urllib.request.urlopen(url, timeout=30) as response:
             assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
@@ -89,6 +89,26 @@ def test_a_scrape_is_tritons_text_followed_by_ours(triton: str) -> None:
     }
     found = _samples(text)
     assert {key: found.get(key) for key in expected} == expected
+
+
+def test_the_oldest_stage_in_the_works_is_known() -> None:
+    metrics = Metrics()
+    assert metrics.longest_stage() == 0
+    with metrics.stage("encode"):
+        first = metrics.longest_stage()
+        with metrics.stage("decode"):
+            assert metrics.longest_stage() > first > 0
+    assert metrics.longest_stage() == 0
+
+
+def test_with_a_token_a_scrape_needs_it(triton: str) -> None:
+    (port,) = free_ports(1)
+    with metrics_endpoint(Metrics(), "127.0.0.1", port, f"{triton}/metrics", "secret"):
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics")
+        for value, status in ((None, 401), ("Bearer wrong", 401), ("Bearer secret", 200)):
+            if value:
+                request.add_header("Authorization", value)
+            assert _get(request)[0] == status
 
 
 def test_measurements_of_many_threads_are_all_counted() -> None:

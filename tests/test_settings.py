@@ -66,12 +66,13 @@ def test_the_command_line_wins_over_the_environment_over_the_file(
 
 def test_each_source_adds_to_the_others(load: Callable[[Sources], Settings]) -> None:
     file = 'http_port = 9000\ngrpc_port = 9001\nbackground = "none"\nexif_orientation = false\ndevice = "cuda:0,cuda:1"'
-    file += "\ncache_mb = 64\nexact_pixels = true\ncpu_threads = 3"
+    file += "\ncache_mb = 64\nexact_pixels = true\ncpu_threads = 3\nmax_queue_size = 7\nqueue_timeout_ms = 8"
     settings = load(Sources(file, "SERVICE_METRICS_PORT=0", "--dtype float16 --default-normalize true"))
     assert settings.ports == {"http_port": 9000, "grpc_port": 9001}
     assert (settings.dtype, settings.default_normalize, settings.exif_orientation) == ("float16", True, False)
     assert (settings.device, settings.background_rgb) == ("cuda:0,cuda:1", None)
     assert (settings.cache_mb, settings.exact_pixels, settings.cpu_threads) == (64, True, 3)
+    assert (settings.max_queue_size, settings.queue_timeout_ms, settings.shutdown_grace_s) == (7, 8, 0)
 
 
 def test_the_environment_may_name_the_file(
@@ -140,6 +141,12 @@ BAD = [
     ("cache_mb", "-1", "cache_mb"),
     ("max_batch_size", "4097", "max_batch_size"),
     ("max_image_pixels", "200000000", "max_image_pixels"),
+    ("max_queue_size", "0", "max_queue_size"),
+    ("queue_timeout_ms", "0", "queue_timeout_ms"),
+    ("shutdown_grace_s", "-1", "shutdown_grace_s"),
+    ("grpc_tls_cert", "cert.pem", "grpc_tls_key"),
+    ("grpc_tls_key", "key.pem", "grpc_tls_cert"),
+    ("grpc_tls_client_ca", "ca.pem", "grpc_tls_cert"),
     ("grpc_port", "8000", "grpc_port"),
 ]
 

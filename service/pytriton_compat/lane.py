@@ -28,11 +28,18 @@ InferenceCallable = Callable[[Sequence[Request]], Sequence[Tensors]]
 
 
 class Lane(threading.Thread):
-    """A thread that answers the batches of one stub, from when the stub connects until it leaves."""
+    """A thread that answers the batches of one stub, from when the stub connects until it leaves.
+
+    Attributes:
+        batches: the number of those received so far.
+        is_working: the last of them is not answered yet.
+    """
 
     def __init__(self, path: Path, infer: InferenceCallable) -> None:
         """Listen at `path` from now on. `infer` gives one response a request and never raises."""
         super().__init__(name=f"{path.parent.parent.name}-{path.stem}", daemon=True)
+        self.batches = 0
+        self.is_working = False
         self._infer = infer
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
@@ -45,7 +52,9 @@ class Lane(threading.Thread):
                 connection, _ = self._listener.accept()
             with connection:
                 while (batch := receive_batch(connection)) is not None:
+                    self.batches, self.is_working = self.batches + 1, True
                     responses = self._infer([Request(*entry) for entry in batch])
                     send_batch(connection, [(tensors, None) for tensors in responses])
+                    self.is_working = False
         except Exception:
             logger.exception("%s has failed", self.name)

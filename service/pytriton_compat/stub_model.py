@@ -5,15 +5,22 @@ a response cannot be converted, races at start, keeps each tensor in shared memo
 passes a batch through ten threads on its way. Here the stub's own thread waits for the answer of the lane's own thread.
 """
 
+import contextlib
 import json
+import os
+import signal
 import socket
+import threading
+import time
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
 
 from .batch_wire import receive_batch, send_batch
 from .fault_wire import read_fault
+from .pulse import keep_pulse
 
+_TERMINATION_SECONDS = 5
 _INTERNAL = "INTERNAL", "internal_error: the request could not be answered"
 
 
@@ -21,12 +28,12 @@ class TritonPythonModel:
     """One instance of a model, connected to one lane."""
 
     def initialize(self, args):
-        """Connect to the lane, which listens before Triton starts."""
+        """Connect to the lane and its pulse, which listen before Triton starts."""
         config = json.loads(args["model_config"])
         self._inputs = [tensor["name"] for tensor in config["input"]]
         index = args["model_instance_name"].rsplit("_", 1)[-1]
-        self._lane = socket.socket(socket.AF_UNIX)
-        self._lane.connect(str(Path(__file__).with_name(f"lane-{index}.sock")))
+        self._lane, pulse = _connect(f"lane-{index}.sock"), _connect(f"pulse-{index}.sock")
+        threading.Thread(target=_end_with_the_service, args=(pulse, self._lane, os.getppid()), daemon=True).start()
 
     def execute(self, requests):
         """One response a request; a failure stays with its request and reaches the client without a traceback."""
@@ -65,6 +72,28 @@ class TritonPythonModel:
             return _error(*fault)
         wanted = request.requested_output_names()
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, tensors[name]) for name in tensors if name in wanted])
+
+
+def _connect(name):
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(str(Path(__file__).with_name(name)))
+    return connection
+
+
+def _end_with_the_service(pulse, lane, tritonserver):
+    """Without the service Triton would go on, report ready and fail every request: end it when the pulse stops."""
+    keep_pulse(pulse)
+    # Ends this process even where Triton's code waits for a tritonserver that has gone, and holds Python's lock.
+    signal.alarm(3 * _TERMINATION_SECONDS)
+    with contextlib.suppress(OSError):
+        # Nobody is to wait for an answer any more.
+        lane.shutdown(socket.SHUT_RDWR)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        # It may have ended already, and this process have got another parent.
+        if os.getppid() == tritonserver:
+            os.kill(tritonserver, number)
+            time.sleep(_TERMINATION_SECONDS)
+    os._exit(1)
 
 
 def _attempt(convert, *arguments):

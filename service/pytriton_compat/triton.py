@@ -8,65 +8,102 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 from pytriton.client.utils import create_client_from_url
+from pytriton.server.triton_server_config import TritonServerConfig
 from pytriton.triton import Triton, TritonConfig, TritonLifecyclePolicy, TritonSecurityConfig
 from pytriton.utils.distribution import get_stub_path
 from tritonclient.utils import InferenceServerException
 
+from service.access import GrpcTls
 from service.errors import ServiceFailure, StartupFault
+from service.pytriton_compat.command_line import overwrite_arguments
 from service.pytriton_compat.lane import InferenceCallable, Lane
 from service.pytriton_compat.libpython import link_libpython
+from service.pytriton_compat.pulse import Pulse
 
 logger = logging.getLogger(__name__)
 triton_logger = logging.getLogger("tritonserver")
 
 _HERE = Path(__file__).parent
-_STUB_FILES = {"stub_model.py": "model.py", "batch_wire.py": "batch_wire.py", "fault_wire.py": "fault_wire.py"}
+_STUB_FILES = {
+    "stub_model.py": "model.py",
+    "batch_wire.py": "batch_wire.py",
+    "fault_wire.py": "fault_wire.py",
+    "pulse.py": "pulse.py",
+}
 _START_SECONDS = 300.0
 _MAX_SOCKET_PATH = 107  # of Linux, in bytes; a longer one would show only as a start that never ends
 _DRAIN_SECONDS = 120.0
 _POLL_SECONDS = 0.05
+_ADMIN_ENDPOINTS = ("shared-memory", "model-repository", "trace", "logging")
+_USER_ENDPOINTS = ("inference", "statistics")
 _LOG_LEVELS = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR}
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may use the server.
+
+    Attributes:
+        token: what inference and statistics need, sent as `Authorization: Bearer TOKEN` over HTTP and as the metadata
+            `triton-grpc-protocol-authorization: Bearer TOKEN` over gRPC; None lets everybody.
+        admin_token: what the endpoints that steer the server need, sent as `triton-access-token: TOKEN`, over gRPC with
+            the same prefix; None takes a random one, so that they are closed.
+        grpc_tls: None speaks plain text.
+    """
+
+    token: str | None = None
+    admin_token: str | None = None
+    grpc_tls: GrpcTls | None = None
+
+
+class _ServerArguments(TritonServerConfig):  # type: ignore[misc]
+    """PyTriton's own list of arguments breaks at the spaces within one."""
+
+    def to_args_list(self) -> list[str]:
+        return [
+            f"--{name}={value}"
+            for name, values in self.server_args().items()
+            for value in (values if isinstance(values, list | tuple) else [values])
+            if value is not None
+        ]
 
 
 class SupervisedTriton(Triton):  # type: ignore[misc]
     """A `Triton` whose models are loaded before its ports open, and whose processes are watched.
 
-    Use it in this order: `bind()` each model, `start()`, `check_alive()` from time to time, `drain()`, `stop()`.
+    Use it in this order: `bind()` each model, `start()`, `check_alive()` from time to time, `report_not_ready()`,
+    `drain()`, `stop()`.
     """
 
-    def __init__(self, config: TritonConfig, workspace: Path, open_endpoints: set[str], verbose: bool) -> None:
+    def __init__(self, config: TritonConfig, workspace: Path, access: Access, verbose: bool) -> None:
         """Prepare a server in the new folder `workspace`.
 
         Args:
-            open_endpoints: of the endpoints that PyTriton protects by default, those that need no token.
             verbose: log Triton's own information, too, not only its warnings and errors.
         """
-        protected = set(TritonSecurityConfig().restricted_endpoints) - open_endpoints
+        self._access = access
+        self._triton_server_config: TritonServerConfig
         # A local model store makes tritonserver load every model before it listens: a port that answers is a service
         # that answers. PyTriton's default opens the ports first, and a server without models reports ready.
         super().__init__(
             config=config,
             workspace=workspace,
             triton_lifecycle_policy=TritonLifecyclePolicy(launch_triton_on_startup=True, local_model_store=True),
-            security_config=TritonSecurityConfig(restricted_endpoints=sorted(protected)),
+            security_config=TritonSecurityConfig(access.admin_token, list(_ADMIN_ENDPOINTS)),
         )
         self._triton_server_config["log-info"] = verbose
         self._line = self._last_line = ""
         self._serving = False
         self._drained = False
         self._processes: list[psutil.Process] = []
-        self._lanes: list[Lane] = []
-
-    @property
-    def url(self) -> str:
-        """Where a client of this process reaches the server: HTTP, or gRPC where HTTP is off."""
-        return str(self._url)
+        self._lanes: list[tuple[Lane, Pulse]] = []
 
     def bind(self, model_name: str, infer_func: Sequence[InferenceCallable], *args: Any, **kwargs: Any) -> None:
         """PyTriton's `bind`, with a lane for each callable and our own way to it.
@@ -79,12 +116,13 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         for ours, theirs in _STUB_FILES.items():
             shutil.copy(_HERE / ours, folder / theirs)
         for index, infer in enumerate(infer_func):
-            path = folder / f"lane-{index}.sock"
+            path = folder / f"pulse-{index}.sock"
             if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
                 raise StartupFault(f"{path} is too long a path for a socket; set TMPDIR to a shorter one")
-            lane = Lane(path, infer)
+            lane, pulse = Lane(folder / f"lane-{index}.sock", infer), Pulse(path)
             lane.start()
-            self._lanes.append(lane)
+            pulse.start()
+            self._lanes.append((lane, pulse))
 
     def start(self, interrupted: threading.Event) -> bool:
         """Start tritonserver, wait until every model answers, and take note of its processes.
@@ -102,6 +140,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             if interrupted.wait(_POLL_SECONDS):
                 return False
         self._processes = self._living_processes()
+        self._hide_tokens()
         self._serving = True
         return True
 
@@ -109,29 +148,52 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         """Look at every process and lane: Triton restarts none of them, and reports ready all the same.
 
         Raises:
-            ServiceFailure: one of them has died.
+            ServiceFailure: one of them has died or hangs.
         """
         for process in self._processes:
             if _has_died(process):
                 raise ServiceFailure(f"process {process.pid} of tritonserver has died, no request can be answered")
-        for lane in self._lanes:
+        for lane, pulse in self._lanes:
             if not lane.is_alive():
                 raise ServiceFailure(f"{lane.name} has ended, no request can be answered")
+            if not pulse.is_alive():
+                raise ServiceFailure(f"the stub of {lane.name} hangs, no request can be answered")
+
+    @property
+    def batches(self) -> int:
+        """The number of batches that have reached a lane so far."""
+        return sum(lane.batches for lane, _ in self._lanes)
+
+    @property
+    def is_working(self) -> bool:
+        """Whether a lane has a batch in the works."""
+        return any(lane.is_working for lane, _ in self._lanes)
+
+    def report_not_ready(self) -> None:
+        """Turn `/v2/health/ready` to false for good, while requests are answered as before.
+
+        It is a model that cannot load that does it. By itself Triton reports ready again as soon as its last model is
+        unloaded, while every request gets a 404.
+
+        Raises:
+            ServiceFailure: tritonserver is gone.
+        """
+        self._serving = False
+        folder = self._workspace.model_store_path / "draining"
+        folder.mkdir()
+        (folder / "config.pbtxt").write_text('name: "draining" backend: "none"')
+        with self._admin_client() as client, contextlib.suppress(InferenceServerException):
+            client.load_model("draining", headers=self._headers)
 
     def drain(self) -> None:
-        """Refuse new requests, then wait until everything accepted is answered.
+        """Refuse new requests, then wait until everything accepted is answered. Call `report_not_ready()` before.
 
         Raises:
             ServiceFailure: tritonserver is gone, or requests were still in flight after the time allowed.
         """
-        self._serving = False
-        with contextlib.closing(create_client_from_url(self._url)) as client:
-            try:
-                self._report_not_ready(client)
-                for model in reversed(list(self._model_manager.models)):
-                    client.unload_model(model.model_name, headers=self._headers)
-            except (OSError, InferenceServerException) as error:
-                raise ServiceFailure(f"tritonserver could not be asked to finish its requests: {error}") from error
+        with self._admin_client() as client:
+            for model in reversed(list(self._model_manager.models)):
+                client.unload_model(model.model_name, headers=self._headers)
         # Triton ends a model's stubs, its only children, when the last of its requests has been answered.
         _, busy = psutil.wait_procs(self._processes[1:], timeout=_DRAIN_SECONDS)
         if busy:
@@ -145,9 +207,21 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         # PyTriton's own way asks every part to end and waits, for minutes where one is dead or still starting.
         stopped = bool(super().stop()) if self._drained else False
         _, alive = psutil.wait_procs(processes, timeout=5 if self._drained else 0)
-        if alive:
-            _kill(alive)
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        # What a process that was killed could no longer remove itself.
+        for segment in Path("/dev/shm").glob(f"{self._segments}*"):
+            segment.unlink(missing_ok=True)
         return stopped
+
+    def _hide_tokens(self) -> None:
+        """Every user of a machine can read the command lines of its processes; tritonserver has read its own by now."""
+        tokens = [token for token in (self._access.token, self._security_config.access_token) if token]
+        try:
+            overwrite_arguments(self._processes[0].pid, tokens)
+        except OSError as error:
+            logger.warning("the tokens stay visible on tritonserver's command line: %s", error.strerror)
 
     def _living_processes(self) -> list[psutil.Process]:
         """tritonserver and all below it: a stub for each lane, and the process that keeps their shared memory."""
@@ -158,16 +232,31 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             return [server, *server.children(recursive=True)]
         return []
 
-    def _report_not_ready(self, client: Any) -> None:
-        """Turn `/v2/health/ready` to false for good, by a model that cannot load.
+    @contextlib.contextmanager
+    def _admin_client(self) -> Iterator[Any]:
+        with contextlib.closing(create_client_from_url(self._url)) as client:
+            try:
+                yield client
+            except (OSError, InferenceServerException) as error:
+                raise ServiceFailure(f"tritonserver could not be asked to finish its requests: {error}") from error
 
-        By itself Triton reports ready again as soon as its last model is unloaded, while every request gets a 404.
-        """
-        folder = self._workspace.model_store_path / "draining"
-        folder.mkdir()
-        (folder / "config.pbtxt").write_text('name: "draining" backend: "none"')
-        with contextlib.suppress(InferenceServerException):
-            client.load_model("draining", headers=self._headers)
+    def _prepare_triton_config(self, workspace: Any) -> None:
+        super()._prepare_triton_config(workspace)
+        arguments = _ServerArguments()
+        arguments.update_config(self._triton_server_config.server_args())
+        self._triton_server_config = arguments
+        if self._access.token:
+            restriction = f"{','.join(_USER_ENDPOINTS)}:authorization=Bearer {self._access.token}"
+            for name in ("http-restricted-api", "grpc-restricted-protocol"):
+                arguments[name] = [arguments[name], restriction]
+        if tls := self._access.grpc_tls:
+            arguments["grpc-use-ssl"], arguments["grpc-use-ssl-mutual"] = 1, int(tls.client_ca is not None)
+            arguments["grpc-server-cert"], arguments["grpc-server-key"] = tls.certificate, tls.key
+            arguments["grpc-root-cert"] = tls.client_ca
+
+    def _shm_prefix(self) -> str:
+        self._segments = str(super()._shm_prefix()).lstrip("/")
+        return self._segments
 
     def _initialize_server(self) -> None:
         super()._initialize_server()
@@ -219,21 +308,3 @@ def _has_died(process: psutil.Process) -> bool:
         return bool(process.status() == psutil.STATUS_ZOMBIE) or not process.is_running()
     except psutil.NoSuchProcess:
         return True
-
-
-def _kill(processes: Sequence[psutil.Process]) -> None:
-    """End the processes at once, and remove the shared memory that they can no longer remove themselves."""
-    segments = {path for process in [psutil.Process(), *processes] for path in _shared_memory(process)}
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    for segment in segments:
-        segment.unlink(missing_ok=True)
-
-
-def _shared_memory(process: psutil.Process) -> list[Path]:
-    """The files of /dev/shm that a process has mapped and that are still there."""
-    with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
-        paths = (Path(each.path) for each in process.memory_maps())
-        return [path for path in paths if path.parent == Path("/dev/shm") and path.exists()]
-    return []

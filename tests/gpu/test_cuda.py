@@ -48,7 +48,9 @@ def _preprocessor(checkpoint: str) -> Preprocessor:
 def _encoder(checkpoint: str, dtype: str = "auto") -> Encoder:
     (device,), preprocessor = resolve_devices("cuda"), _preprocessor(checkpoint)
     model = _model(checkpoint)
-    return Encoder(model, device, resolve_dtype(dtype, device), preprocessor.scale, preprocessor.offset, Cores())
+    return Encoder(
+        model, device, resolve_dtype(dtype, device), preprocessor.scale, preprocessor.offset, Cores(), Metrics()
+    )
 
 
 def _model(checkpoint: str) -> Any:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -30,20 +30,22 @@ def wait_for(condition: Callable[[], bool], seconds: float = 240.0) -> None:
 class ServiceProcess:
     """One `python -m service` on ports of its own, in a process group of its own, with its output in a file."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, module: str = "service", environment: Mapping[str, str] | None = None
+    ) -> None:
         self.http_port, self.grpc_port, self.metrics_port = free_ports(3)
         self.log = folder / f"service-{self.http_port}.log"
         # Not below pytest's folders: a socket's path has a hundred characters to spend.
         self._temporary = tempfile.TemporaryDirectory(prefix="test-")
         self.temporary = Path(self._temporary.name)
         ports = ("--http-port", self.http_port, "--grpc-port", self.grpc_port, "--metrics-port", self.metrics_port)
-        command = [sys.executable, "-m", "service", *map(str, ports), *arguments]
+        command = [sys.executable, "-m", module, *map(str, ports), *arguments]
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "TMPDIR": str(self.temporary)},
+                env={**os.environ, **(environment or {}), "TMPDIR": str(self.temporary)},
                 start_new_session=True,
             )
 
@@ -68,8 +70,8 @@ class ServiceProcess:
 
     def is_ready(self) -> bool:
         """What a load balancer sees."""
-        with contextlib.suppress(requests.ConnectionError):
-            return requests.get(f"{self.url}/v2/health/ready", timeout=30).status_code == 200
+        with contextlib.suppress(requests.ConnectionError, requests.Timeout):
+            return requests.get(f"{self.url}/v2/health/ready", timeout=2).status_code == 200
         return False
 
     def output(self) -> str:
@@ -99,9 +101,11 @@ class ServiceProcess:
 
 
 @contextlib.contextmanager
-def service(folder: Path, *arguments: str) -> Iterator[ServiceProcess]:
+def service(
+    folder: Path, *arguments: str, module: str = "service", environment: Mapping[str, str] | None = None
+) -> Iterator[ServiceProcess]:
     """A ready service that is gone afterwards, whatever happens."""
-    running = ServiceProcess(folder, *arguments)
+    running = ServiceProcess(folder, *arguments, module=module, environment=environment)
     try:
         yield running.wait_until_ready()
     finally:

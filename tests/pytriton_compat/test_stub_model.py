@@ -21,6 +21,7 @@ import service.pytriton_compat
 from service.pytriton_compat.batch_wire import Tensors
 from service.pytriton_compat.fault_wire import fault_response
 from service.pytriton_compat.lane import Lane, Request
+from service.pytriton_compat.pulse import Pulse
 
 HERE = Path(service.pytriton_compat.__file__).parent
 INTERNAL = (1, "internal_error: the request could not be answered")
@@ -83,20 +84,25 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Lane]]:
         folder = Path(path) / "folder_of_model"
         folder.mkdir()
         shutil.copy(HERE / "stub_model.py", folder / "model.py")
-        for wire in ("batch_wire.py", "fault_wire.py"):
+        for wire in ("batch_wire.py", "fault_wire.py", "pulse.py"):
             shutil.copy(HERE / wire, folder)
         monkeypatch.syspath_prepend(path)
         monkeypatch.setitem(sys.modules, "triton_python_backend_utils", _backend())
-        for name in ("", ".model", ".batch_wire", ".fault_wire"):
+        for name in ("", ".model", ".batch_wire", ".fault_wire", ".pulse"):
             monkeypatch.delitem(sys.modules, f"folder_of_model{name}", raising=False)
-        lane = Lane(folder / "lane-0.sock", _infer)
+        lane, pulse = Lane(folder / "lane-0.sock", _infer), Pulse(folder / "pulse-0.sock")
         lane.start()
-        model = importlib.import_module("folder_of_model.model").TritonPythonModel()
+        pulse.start()
+        module = importlib.import_module("folder_of_model.model")
+        # The real one would end the tests' own parent.
+        monkeypatch.setattr(module, "_end_with_the_service", lambda connection, *_: connection.close())
+        model = module.TritonPythonModel()
         model.initialize(ARGUMENTS)
         yield model, lane
         model.finalize()
-        lane.join(JOIN_SECONDS)
-        assert not lane.is_alive()
+        for thread in (lane, pulse):
+            thread.join(JOIN_SECONDS)
+            assert not thread.is_alive()
 
 
 def _told(responses: Sequence[Any]) -> list[Any]:

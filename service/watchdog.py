@@ -1,0 +1,112 @@
+"""Whether the running service can still answer.
+
+Comes in: its parts, and a canary to ask it with. Goes out: `ServiceFailure` when it can answer no more, for whoever
+supervises this process to start it anew. It must not know how an image becomes an embedding.
+"""
+
+import http.client
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from service.canary import Canary
+from service.encoder import Encoder
+from service.errors import ServiceFailure
+from service.local_client import LocalClient
+from service.metrics import Metrics
+from service.pytriton_compat.triton import SupervisedTriton
+
+logger = logging.getLogger(__name__)
+
+_MOST_FAILURES = 2
+# No image takes as long to decode, even where many threads share a core.
+_STAGE_SECONDS = 20.0
+_STAGE_TIMES = 5.0
+_LIVE_SECONDS = 2.0
+_MOST_UNANSWERED = 3
+_CANARY_PAUSE_SECONDS = 2.0
+_CANARY_PAUSE_IMAGES = 20.0  # a slow device is to spend a twentieth of its time on them
+
+
+class Watchdog:
+    """Looks after a running service."""
+
+    def __init__(
+        self,
+        triton: SupervisedTriton,
+        encoders: Sequence[Encoder],
+        images: int,
+        metrics: Metrics,
+        client: LocalClient,
+        canary: Canary,
+    ) -> None:
+        """Get to know the parts; `images` are in the works at a time on each device at most."""
+        self._triton = triton
+        self._client = client
+        self._encoders = encoders
+        self._metrics = metrics
+        # All lanes of a device may wait for each other.
+        image_seconds = max(encoder.image_seconds for encoder in encoders)
+        self._stage_seconds = _STAGE_SECONDS + _STAGE_TIMES * images * image_seconds
+        self._unanswered = 0
+        self._canary = canary
+        self._canary_sender = ThreadPoolExecutor(1, thread_name_prefix="canary")
+        self._canary_answer: Future[int] | None = None
+        self._canary_at = time.monotonic()
+        self._batches_before = 0
+        self._canary_pause = max(_CANARY_PAUSE_SECONDS, _CANARY_PAUSE_IMAGES * image_seconds)
+        self._canaries_failed = 0
+
+    def look(self) -> None:
+        """Look at every part once. It takes time only where a part does not answer.
+
+        Raises:
+            ServiceFailure: a part has died, hangs, fails, or answers wrongly.
+        """
+        self._triton.check_alive()
+        self._check_front_end()
+        self._check_encoders()
+        self._check_canary()
+
+    def _check_front_end(self) -> None:
+        try:
+            self._client.get("/v2/health/live", _LIVE_SECONDS)
+            self._unanswered = 0
+        except (OSError, http.client.HTTPException):
+            self._unanswered += 1
+        if self._unanswered >= _MOST_UNANSWERED:
+            raise ServiceFailure("tritonserver does not answer any more")
+
+    def _check_encoders(self) -> None:
+        for encoder in self._encoders:
+            if encoder.failures_in_a_row >= _MOST_FAILURES:
+                raise ServiceFailure(f"the encoder on {encoder.device} fails batch after batch")
+        if self._metrics.longest_stage() > self._stage_seconds:
+            raise ServiceFailure(f"a decode or encode has not ended after {self._stage_seconds:.0f} s")
+
+    def _check_canary(self) -> None:
+        """Send one after the other; each is judged when its answer is there, or its time over."""
+        if self._canary_answer is not None:
+            if self._canary_answer.done():
+                answer, self._canary_answer = self._canary_answer, None
+                self._judge(answer)
+        elif time.monotonic() > self._canary_at:
+            self._batches_before = self._triton.batches
+            self._canary_answer = self._canary_sender.submit(self._canary.send)
+
+    def _judge(self, answer: Future[int]) -> None:
+        self._canary_at = time.monotonic() + self._canary_pause
+        try:
+            status = answer.result()
+        except (OSError, http.client.HTTPException) as error:
+            # Where batches come and go, or one takes long, the canary is waiting for its turn.
+            if self._triton.batches == self._batches_before and not self._triton.is_working:
+                raise ServiceFailure("the canary was lost on its way to a lane") from error
+            return
+        if status == http.client.OK:
+            self._metrics.canary_answered()
+        # A full queue says nothing of those who work it off.
+        self._canaries_failed = 0 if status in (200, 503) else self._canaries_failed + 1
+        if self._canaries_failed >= _MOST_FAILURES:
+            raise ServiceFailure("one canary after another is answered with an error")

@@ -1,0 +1,60 @@
+"""Clients that send without pause, and an account of what came of every image that they sent."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import requests
+
+from tests.cosines import cosines
+from tests.integration.clients import RAW_HEADERS, Embeddings, post_raw, read_raw_answer
+from tests.integration.reference import photographs
+from tests.integration.service_process import ServiceProcess
+
+SECONDS = 60
+
+
+class Sent(NamedTuple):
+    """An image: when it was sent, and what its client saw: right, wrong, a status, no connection, or no answer."""
+
+    at: float
+    outcome: str
+
+
+@contextlib.contextmanager
+def load(running: ServiceProcess, clients: int) -> Iterator[list[Sent]]:
+    """Send photographs until the end of the block."""
+    expected = [read_raw_answer(post_raw(running, image)) for image in photographs()]
+    account: list[Sent] = []
+    over = threading.Event()
+
+    def send(number: int) -> None:
+        with requests.Session() as session:
+            while not over.is_set():
+                number = (number + 1) % len(expected)
+                at = time.monotonic()
+                account.append(Sent(at, _outcome(session, running, photographs()[number], expected[number])))
+
+    threads = [threading.Thread(target=send, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield account
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def _outcome(session: requests.Session, running: ServiceProcess, image: bytes, expected: Embeddings) -> str:
+    try:
+        response = session.post(running.infer_url, data=image, headers=RAW_HEADERS, timeout=SECONDS)
+    except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError):
+        return "no connection"
+    except requests.Timeout:
+        return "no answer"
+    if response.status_code != 200:
+        return str(response.status_code)
+    return "right" if cosines(read_raw_answer(response), expected).min() > 0.999 else "wrong"

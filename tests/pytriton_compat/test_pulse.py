@@ -1,0 +1,56 @@
+"""A pulse is there as long as both sides send, and is gone soon after one stops or leaves."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.pytriton_compat import pulse
+from service.pytriton_compat.pulse import Pulse, keep_pulse
+
+JOIN_SECONDS = 60
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse, "_BEAT_SECONDS", 0.01)
+
+
+@pytest.fixture
+def connected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None) -> Iterator[tuple[Pulse, socket.socket]]:
+    """The service's side, running, and the stub's end of the connection."""
+    monkeypatch.chdir(tmp_path)  # pytest's own lie too deep for a socket
+    ours = Pulse(Path("pulse-0.sock"))
+    ours.start()
+    with socket.socket(socket.AF_UNIX) as stub:
+        stub.connect("pulse-0.sock")
+        yield ours, stub
+    ours.join(JOIN_SECONDS)
+    assert not ours.is_alive()
+
+
+def test_it_goes_on_while_both_sides_send(connected: tuple[Pulse, socket.socket]) -> None:
+    ours, stub = connected
+    other = threading.Thread(target=keep_pulse, args=(stub,), daemon=True)
+    other.start()
+    ours.join(1)  # a hundred beats
+    assert ours.is_alive() and other.is_alive()
+    stub.shutdown(socket.SHUT_RDWR)
+    other.join(JOIN_SECONDS)
+    assert not other.is_alive()
+
+
+def test_it_ends_when_the_other_side_falls_silent(connected: tuple[Pulse, socket.socket]) -> None:
+    ours, stub = connected
+    stub.send(b"\0")
+    ours.join(JOIN_SECONDS)
+    assert not ours.is_alive()
+
+
+def test_it_ends_when_the_other_side_has_left(connected: tuple[Pulse, socket.socket]) -> None:
+    ours, stub = connected
+    stub.close()
+    ours.join(JOIN_SECONDS)
+    assert not ours.is_alive()

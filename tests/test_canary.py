@@ -1,0 +1,76 @@
+"""The canary goes the way of a client's image, and knows its own embedding from any other."""
+
+import base64
+import json
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from service.canary import Canary, canary_image, same_direction
+from service.decode import Decoder
+from service.errors import ServiceFailure
+from service.local_client import LocalClient
+
+KNOWN = np.array([3, -1, 2], np.float32)
+DECODER = Decoder(2**20, 10**6, least_side=64)
+
+
+class FakeClient:
+    """Answers each request with the same, and keeps what was sent."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        self.answer = status, body
+        self.sent: list[Any] = []
+
+    def post(self, path: str, body: bytes, seconds: float) -> tuple[int, bytes]:
+        assert path == "/v2/models/embed_image/infer" and seconds < 10
+        self.sent.append(json.loads(body))
+        return self.answer
+
+
+def _answer(*values: float) -> bytes:
+    return json.dumps({"outputs": [{"name": "EMBEDDING", "data": values}]}).encode()
+
+
+def _send(status: int, body: bytes) -> int:
+    return Canary(KNOWN, cast(LocalClient, FakeClient(status, body))).send()
+
+
+def test_each_is_the_same_picture_in_other_bytes() -> None:
+    """Or a cache of embeddings would answer in the encoder's place."""
+    client = FakeClient(200, _answer(3, -1, 2))
+    canary = Canary(KNOWN, cast(LocalClient, client))
+    assert [canary.send() for _ in range(3)] == [200] * 3
+    texts = [request["inputs"][0]["data"][0] for request in client.sent]
+    assert len(set(texts)) == 3
+    pictures = {DECODER.decode(base64.b64decode(text)).pixels.tobytes() for text in texts}
+    assert pictures == {DECODER.decode(canary_image()).pixels.tobytes()}
+    # Whatever the service's defaults are.
+    assert client.sent[0]["parameters"] == {"base64_encoded": True, "normalize": False}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        _answer(3, 1, 2),
+        _answer(float("nan"), -1, 2),
+        _answer(0, 0, 0),
+        b"",
+        b"{}",
+        b"[]",
+        b'{"outputs": [{"data": "x"}]}',
+    ],
+)
+def test_any_other_embedding_is_a_failure(body: bytes) -> None:
+    with pytest.raises(ServiceFailure, match="canary"):
+        _send(200, body)
+
+
+@pytest.mark.parametrize("status", [404, 500, 503])
+def test_a_refusal_is_left_to_who_asked(status: int) -> None:
+    assert _send(status, b'{"error": "..."}') == status
+
+
+def test_rounding_makes_no_other_direction() -> None:
+    assert same_direction(KNOWN * 1.001, KNOWN) and not same_direction(-KNOWN, KNOWN)

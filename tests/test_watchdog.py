@@ -1,0 +1,147 @@
+"""What the watchdog calls a failure of the service, and what it does not."""
+
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from service import watchdog as room
+from service.errors import ServiceFailure
+from service.metrics import Metrics
+from service.watchdog import Watchdog
+
+LOOKS = 500
+
+
+class Parts(SimpleNamespace):
+    """Stand-ins for the parts of a service in good health."""
+
+    triton: Any
+    encoder: Any
+    client: Any
+    canary: Any
+    metrics: Metrics
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
+    monkeypatch.setattr(room, "_CANARY_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(room, "_CANARY_PAUSE_IMAGES", 0.0)
+    return Parts(
+        triton=SimpleNamespace(check_alive=lambda: None, batches=0, is_working=False),
+        encoder=SimpleNamespace(device="cuda:1", failures_in_a_row=0, image_seconds=0.1),
+        client=SimpleNamespace(get=lambda path, seconds: (200, b"")),
+        canary=SimpleNamespace(send=lambda: 200),
+        metrics=Metrics(),
+    )
+
+
+def _watchdog(parts: Parts) -> Watchdog:
+    return Watchdog(parts.triton, [parts.encoder], 20, parts.metrics, parts.client, parts.canary)
+
+
+def _look(watchdog: Watchdog, until: threading.Event | None = None) -> None:
+    """Look until something has happened; a canary is answered in a thread of its own."""
+    for _ in range(LOOKS):
+        watchdog.look()
+        if until and until.wait(0.01):
+            return
+    assert until is None
+
+
+def _counting(answers: Iterator[Any], times: int) -> tuple[Any, threading.Event]:
+    """A function that gives or raises one answer after the other, and what says that it was called so often."""
+    called, enough = [0], threading.Event()
+
+    def call(*_: object) -> Any:
+        called[0] += 1
+        if called[0] >= times:
+            enough.set()
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return call, enough
+
+
+def _forever(*answers: object) -> Iterator[object]:
+    while True:
+        yield from answers
+
+
+def test_canaries_follow_each_other_and_their_age_is_known(parts: Parts) -> None:
+    parts.canary.send, enough = _counting(_forever(200), 5)
+    watchdog = _watchdog(parts)
+    before = parts.metrics.registry.get_sample_value("embed_canary_age_seconds")
+    _look(watchdog, enough)
+    after = parts.metrics.registry.get_sample_value("embed_canary_age_seconds")
+    assert before and after and after < before + 1
+
+
+@pytest.mark.parametrize("answers", [(503,), (500, 200), (500, 503), (TimeoutError(), 200)], ids=str)
+def test_a_busy_or_stumbling_service_goes_on(parts: Parts, answers: tuple[object, ...]) -> None:
+    parts.triton.is_working = True
+    parts.canary.send, enough = _counting(_forever(*answers), 9)
+    _look(_watchdog(parts), enough)
+
+
+def test_a_canary_waits_its_turn_while_batches_come_and_go(parts: Parts) -> None:
+    late, enough = _counting(_forever(TimeoutError()), 9)
+
+    def send() -> Any:
+        parts.triton.batches += 1
+        return late()
+
+    parts.canary.send = send
+    _look(_watchdog(parts), enough)
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [
+        ((500,), "one canary after another"),
+        ((404,), "one canary after another"),
+        ((ServiceFailure("the canary came back with"),), "the canary came back with"),
+        ((TimeoutError(),), "lost on its way"),
+        ((ConnectionResetError(),), "lost on its way"),
+    ],
+)
+def test_a_canary_that_does_not_come_back_is_a_failure(parts: Parts, answers: tuple[object, ...], reason: str) -> None:
+    parts.canary.send, _ = _counting(_forever(*answers), LOOKS)
+    with pytest.raises(ServiceFailure, match=reason):
+        _look(_watchdog(parts), threading.Event())
+
+
+def test_an_encoder_that_fails_batch_after_batch_is_a_failure(parts: Parts) -> None:
+    watchdog = _watchdog(parts)
+    parts.encoder.failures_in_a_row = 1
+    watchdog.look()
+    parts.encoder.failures_in_a_row = 2
+    with pytest.raises(ServiceFailure, match="the encoder on cuda:1 fails"):
+        watchdog.look()
+
+
+@pytest.mark.parametrize(("seconds", "hangs"), [(29.0, False), (31.0, True)])
+def test_a_stage_may_take_five_full_batches_in_each_lane(parts: Parts, seconds: float, hangs: bool) -> None:
+    watchdog = _watchdog(parts)
+    parts.metrics.longest_stage = lambda: seconds  # type: ignore[method-assign]
+    if hangs:
+        with pytest.raises(ServiceFailure, match="has not ended after 30 s"):
+            watchdog.look()
+    else:
+        watchdog.look()
+
+
+def test_a_front_end_may_miss_an_answer_but_not_three(parts: Parts) -> None:
+    watchdog = _watchdog(parts)
+    parts.client.get, _ = _counting(_forever(TimeoutError(), TimeoutError(), (200, b"")), LOOKS)
+    for _ in range(9):
+        watchdog.look()
+    parts.client.get, _ = _counting(_forever(TimeoutError()), LOOKS)
+    watchdog.look()
+    watchdog.look()
+    with pytest.raises(ServiceFailure, match="tritonserver does not answer"):
+        watchdog.look()
