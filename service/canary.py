@@ -58,10 +58,10 @@ class Canary:
             OSError, HTTPException: there was none within 8 seconds.
         """
         status, body = self._client.post("/v2/models/embed_image/infer", self._next_request(), _SECONDS)
-        if status != http.client.OK:
-            logger.warning("the canary was answered with %d: %.200s", status, body.decode(errors="replace"))
-        elif not same_direction(_read(body), self._known):
+        if status == http.client.OK and not same_direction(_read(body), self._known):
             raise ServiceFailure("the canary came back with the embedding of something else")
+        if status not in (http.client.OK, http.client.SERVICE_UNAVAILABLE):
+            logger.warning("the canary was answered with %d: %.200s", status, body.decode(errors="replace"))
         return status
 
     def _next_request(self) -> bytes:

@@ -16,13 +16,12 @@ compute = Encoder._run_batch
 
 def sabotaged(self: Encoder, images: torch.Tensor) -> torch.Tensor:
     """The batch's embeddings, until the file is there."""
-    how = SABOTAGE.read_text() if SABOTAGE.exists() else ""
+    while (how := SABOTAGE.read_text() if SABOTAGE.exists() else "") == "hangs":
+        time.sleep(0.05)
     if how == "raises":
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
     if how == "is out of memory":
         raise torch.OutOfMemoryError("CUDA out of memory")
-    while how == "hangs":
-        time.sleep(1)
     embeddings = compute(self, images)
     if how == "is wrong":
         return embeddings.flip(1)

@@ -4,7 +4,6 @@ Each client knows what became of each of its images: none is awaited for ever, a
 own, until it is found out.
 """
 
-import os
 import re
 import signal
 import time
@@ -107,8 +106,8 @@ def _bring_about(fault: Fault, folder: Path) -> Result:
         exit_code = running.process.wait(fault.seconds + NOT_READY_SECONDS)
         _, left = psutil.wait_procs(family[1:], timeout=END_SECONDS)
         gone_after = time.monotonic() - hurt_at
-        shared_memory = [name for name in os.listdir("/dev/shm") if name.startswith(f"pytrtion{family[0].pid}-")]
-        return Result(not_ready_after, gone_after, exit_code, running.output(), [*left, *shared_memory], account)
+        left_over = [*left, *running.shared_memory()]
+        return Result(not_ready_after, gone_after, exit_code, running.output(), left_over, account)
 
 
 @pytest.fixture(scope="module")

@@ -74,6 +74,12 @@ class ServiceProcess:
             return requests.get(f"{self.url}/v2/health/ready", timeout=2).status_code == 200
         return False
 
+    def metrics(self, headers: Mapping[str, str] | None = None) -> str:
+        """A scrape."""
+        response = requests.get(f"http://127.0.0.1:{self.metrics_port}/metrics", headers=headers, timeout=30)
+        response.raise_for_status()
+        return response.text
+
     def output(self) -> str:
         """All that the service has printed."""
         return self.log.read_text()
@@ -82,6 +88,10 @@ class ServiceProcess:
         """The service's process and everything below it."""
         parent = psutil.Process(self.process.pid)
         return [parent, *parent.children(recursive=True)]
+
+    def shared_memory(self) -> list[str]:
+        """What is left of its shared memory, also when it has ended."""
+        return [name for name in os.listdir("/dev/shm") if name.startswith(f"pytrtion{self.process.pid}-")]
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Signal the service, wait for its end, and return its exit code."""

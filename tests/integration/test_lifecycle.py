@@ -28,7 +28,6 @@ AT_A_TIME = 4
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_under_load_drops_nothing_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
-    shared_memory = set(os.listdir("/dev/shm"))
     with service(tmp_path) as running, load(running, clients=16) as answers:
         wait_for(lambda: len(answers) > 100)
         family = running.family()
@@ -49,20 +48,40 @@ def test_a_signal_under_load_drops_nothing_and_leaves_nothing(tmp_path: Path, nu
     assert {outcome for sent_at, outcome in answers if sent_at < signalled_at} == {"right"}
     # 404 is Triton's word for a model that takes no more requests; a broken connection is the end itself.
     assert {outcome for _, outcome in answers} <= {"right", "404", "no connection"}
-    assert not psutil.wait_procs(family, timeout=5)[1]
-    assert set(os.listdir("/dev/shm")) <= shared_memory
+    assert not psutil.wait_procs(family, timeout=5)[1] and not running.shared_memory()
+
+
+def test_a_grace_is_given_before_requests_are_refused(tmp_path: Path) -> None:
+    with service(tmp_path, "--shutdown-grace-s", "4") as running, load(running, clients=2) as answers:
+        wait_for(lambda: len(answers) > 10)
+        running.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: not running.is_ready(), 10)
+        not_ready_at = time.monotonic()
+        assert running.process.wait(60) == 0, running.output()
+    seconds = [sent.at - not_ready_at for sent in answers if sent.outcome == "right"]
+    assert max(seconds) > 2 and {sent.outcome for sent in answers if sent.at < not_ready_at + 2} == {"right"}
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    with service(tmp_path, "--shutdown-grace-s", "600") as running, load(running, clients=4) as answers:
+        wait_for(lambda: len(answers) > 10)
+        family = running.family()
+        running.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: not running.is_ready(), 10)
+        assert running.stop(signal.SIGINT) == 1
+        assert "error: stopped at once by a second signal" in running.output()
+        assert os.listdir(running.temporary) == []
+    assert not psutil.wait_procs(family, timeout=5)[1] and not running.shared_memory()
 
 
 def test_a_signal_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
-    shared_memory = set(os.listdir("/dev/shm"))
     starting = ServiceProcess(tmp_path)
     try:
         wait_for(lambda: any("tritonserver" in each.name() for each in starting.family()))
         family = starting.family()
         assert starting.stop() == 0, starting.output()
         assert not psutil.wait_procs(family, timeout=5)[1]
-        assert os.listdir(starting.temporary) == []
-        assert set(os.listdir("/dev/shm")) <= shared_memory
+        assert os.listdir(starting.temporary) == [] and not starting.shared_memory()
     finally:
         starting.kill()
 

@@ -1,0 +1,72 @@
+"""More requests than can be worked off: what is not taken is refused at once, what is taken is answered."""
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import tritonclient.grpc
+from tritonclient.utils import InferenceServerException
+
+from tests.integration.clients import post_raw, triton_input
+from tests.integration.load import load
+from tests.integration.reference import photographs
+from tests.integration.service_process import ServiceProcess, service, wait_for
+
+QUEUE = 16
+BATCH = 8
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServiceProcess, Path]]:
+    """A service with one lane and little room before it, and the file that makes its encoder wait."""
+    folder = tmp_path_factory.mktemp("narrow")
+    file = folder / "sabotage"
+    limits = ("--lanes", "1", "--max-batch-size", BATCH, "--max-queue-size", QUEUE, "--queue-timeout-ms", "1000")
+    arguments = [str(word) for word in limits]
+    environment = {"SABOTAGE": str(file)}
+    with service(folder, *arguments, module="tests.faults.sabotaged", environment=environment) as running:
+        yield running, file
+
+
+def test_a_flood_is_refused_at_once_and_what_is_taken_is_answered(narrow: tuple[ServiceProcess, Path]) -> None:
+    running, _ = narrow
+    with load(running, clients=4 * (QUEUE + BATCH)) as account:
+        wait_for(lambda: len(account) > 2000)
+    outcomes = Counter(sent.outcome for sent in account)
+    assert set(outcomes) == {"right", "503"} and outcomes["right"] > BATCH + QUEUE
+    assert post_raw(running, photographs()[0]).status_code == 200
+
+
+def test_who_waits_for_too_long_is_told_over_http_and_grpc(narrow: tuple[ServiceProcess, Path]) -> None:
+    running, file = narrow
+
+    def send_http() -> str:
+        response = post_raw(running, photographs()[0])
+        return "200" if response.status_code == 200 else f"{response.status_code} {response.json()['error']}"
+
+    def send_grpc() -> str:
+        with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{running.grpc_port}") as client:
+            try:
+                client.infer("embed_image", [triton_input(tritonclient.grpc, [photographs()[0]])])
+            except InferenceServerException as error:
+                return f"{error.status()} {error.message()}"
+        return "200"
+
+    with ThreadPoolExecutor(6) as threads:
+        file.write_text("hangs")
+        first = threads.submit(send_http)
+        wait_for(lambda: _is_busy(running))
+        others = [threads.submit(send) for send in (send_http, send_grpc) * 2]
+        wait_for(lambda: all(other.done() for other in others))
+        assert not first.done()
+        file.unlink()
+        assert first.result() == "200"
+    expired = "Request timeout expired"
+    assert {other.result() for other in others} == {f"503 {expired}", f"StatusCode.UNAVAILABLE {expired}"}
+    assert send_http() == send_grpc() == "200"
+
+
+def _is_busy(running: ServiceProcess) -> bool:
+    return "embed_busy_lanes 1.0" in running.metrics()

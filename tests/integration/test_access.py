@@ -1,0 +1,120 @@
+"""Tokens and TLS of the running service; what is closed is closed over HTTP and gRPC."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import requests
+import tritonclient.grpc
+from tritonclient.utils import InferenceServerException
+
+from tests.integration.clients import RAW_HEADERS, triton_input
+from tests.integration.reference import photographs
+from tests.integration.service_process import ServiceProcess, service, wait_for
+
+TOKEN, ADMIN_TOKEN = "token-of-the-users-0123456789abcdef", "token-of-the-operators-0123456789abcdef"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+GRPC_TOKEN = "triton-grpc-protocol-authorization"
+ADMIN = {"triton-access-token": ADMIN_TOKEN}
+ADMIN_CALLS = [
+    ("POST", "/v2/repository/index"),
+    ("POST", "/v2/repository/models/embed_image/unload"),
+    ("GET", "/v2/systemsharedmemory/status"),
+    ("GET", "/v2/cudasharedmemory/status"),
+    ("GET", "/v2/trace/setting"),
+    ("GET", "/v2/logging"),
+]
+
+
+class Guarded(NamedTuple):
+    """A service behind tokens and TLS, and the certificate that proves it."""
+
+    service: ServiceProcess
+    certificate: Path
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    folder = tmp_path_factory.mktemp("guarded")
+    (folder / "token").write_text(f"{TOKEN}\n")
+    (folder / "admin token").write_text(ADMIN_TOKEN)
+    certificate, key = folder / "the certificate.pem", folder / "the key.pem"
+    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    request += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(request, check=True, capture_output=True, timeout=60)
+    files = {"access-token-file": folder / "token", "admin-token-file": folder / "admin token"}
+    files |= {"grpc-tls-cert": certificate, "grpc-tls-key": key}
+    arguments = [word for name, path in files.items() for word in (f"--{name}", str(path))]
+    with service(folder, *arguments) as running:
+        wait_for(lambda: "ready: embed_image" in running.output())
+        yield Guarded(running, certificate)
+
+
+def _infer(running: ServiceProcess, headers: dict[str, str]) -> int:
+    return requests.post(
+        running.infer_url, data=photographs()[0], headers={**RAW_HEADERS, **headers}, timeout=60
+    ).status_code
+
+
+def test_http_needs_the_token_but_not_to_see_whether_it_is_ready(guarded: Guarded) -> None:
+    running = guarded.service
+    wrong: list[dict[str, str]] = [{}, {"Authorization": TOKEN}, {"Authorization": f"Bearer {TOKEN}x"}, ADMIN]
+    assert [_infer(running, headers) for headers in wrong] == [403] * 4 and _infer(running, BEARER) == 200
+    for url in (f"{running.url}/v2/models/embed_image/stats", f"http://127.0.0.1:{running.metrics_port}/metrics"):
+        statuses = [requests.get(url, headers=headers, timeout=60).status_code for headers in ({}, BEARER)]
+        assert statuses in ([403, 200], [401, 200])
+    assert requests.get(f"{running.url}/v2/health/ready", timeout=60).status_code == 200
+
+
+def _client(guarded: Guarded) -> tritonclient.grpc.InferenceServerClient:
+    address, certificate = f"127.0.0.1:{guarded.service.grpc_port}", str(guarded.certificate)
+    return tritonclient.grpc.InferenceServerClient(address, ssl=True, root_certificates=certificate)
+
+
+def test_grpc_needs_the_token_in_metadata_of_its_own_name(guarded: Guarded) -> None:
+    images = [triton_input(tritonclient.grpc, [photographs()[0]])]
+    value = BEARER["Authorization"]
+    with _client(guarded) as client:
+        for headers in ({}, {"authorization": value}, {GRPC_TOKEN: TOKEN}):
+            with pytest.raises(InferenceServerException, match="restricted"):
+                client.infer("embed_image", images, headers=headers)
+        result = client.infer("embed_image", images, headers={GRPC_TOKEN: value})
+    assert result.as_numpy("EMBEDDING").shape == (1, 128)
+
+
+def test_grpc_speaks_nothing_but_tls(guarded: Guarded) -> None:
+    plain = tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{guarded.service.grpc_port}")
+    with plain, pytest.raises(InferenceServerException, match="UNAVAILABLE"):
+        plain.is_server_live()
+    with _client(guarded) as client:
+        assert client.is_server_live()
+
+
+@pytest.mark.parametrize(("method", "path"), ADMIN_CALLS)
+def test_what_steers_the_server_needs_the_operators_token(
+    guarded: Guarded, running: ServiceProcess, method: str, path: str
+) -> None:
+    def status(base: str, headers: dict[str, str]) -> int:
+        return requests.request(method, f"{base}{path}", headers=headers, json={}, timeout=60).status_code
+
+    assert [status(guarded.service.url, headers) for headers in ({}, BEARER)] == [403, 403]
+    assert [status(running.url, headers) for headers in ({}, ADMIN)] == [403, 403], "off where no token was set"
+    if not path.endswith("unload"):
+        assert status(guarded.service.url, ADMIN) == 200
+
+
+def test_no_secret_can_be_read_on_command_lines_or_in_the_log(guarded: Guarded) -> None:
+    seen = [" ".join(process.cmdline()) for process in guarded.service.family()] + [guarded.service.output()]
+    assert not [text for text in seen if TOKEN in text or ADMIN_TOKEN in text]
+
+
+def test_a_canary_gets_through_with_the_token(guarded: Guarded) -> None:
+    images = 'embed_images_total{code="ok"} '
+
+    def answered() -> float:
+        return float(guarded.service.metrics(BEARER).split(images)[1].split()[0])
+
+    before = answered()
+    wait_for(lambda: answered() > before)
