@@ -6,7 +6,10 @@ import signal
 import sys
 
 from service.errors import ServiceFailure, StartupFault
-from service.settings import Settings, load_settings
+from service.logs import configure_logging
+from service.settings import load_settings
+
+logger = logging.getLogger("service")
 
 
 def main() -> int:
@@ -17,7 +20,7 @@ def main() -> int:
         settings = load_settings(sys.argv[1:])
     except StartupFault as fault:
         return _complain(fault, 2)
-    _configure_logging(settings)
+    configure_logging(settings.log_level, settings.log_format)
     # Or the last bits of float32 results would depend on how many threads a batch gets. MKL reads it when loaded.
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     # Only now: torch and transformers take seconds to import, and neither --help nor a wrong setting needs them.
@@ -26,27 +29,20 @@ def main() -> int:
     try:
         serve(settings)
     except StartupFault as fault:
-        return _complain(fault, 1)
+        return _complain(fault, 1, settings.log_format)
     except ServiceFailure as failure:
-        _complain(failure, 1)
+        _complain(failure, 1, settings.log_format)
         # Lanes may still be inside the model, and an interpreter that ends under such threads aborts.
         os._exit(1)
     return 0
 
 
-def _complain(fault: Exception, exit_code: int) -> int:
-    print(f"error: {fault}", file=sys.stderr)
+def _complain(fault: Exception, exit_code: int, log_format: str = "text") -> int:
+    if log_format == "json":
+        logger.critical("%s", fault)
+    else:
+        print(f"error: {fault}", file=sys.stderr)
     return exit_code
-
-
-def _configure_logging(settings: Settings) -> None:
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.captureWarnings(True)
-    for ours in ("service", "tritonserver"):
-        logging.getLogger(ours).setLevel(settings.log_level.upper())
-    # These two would log the environment and the access token of tritonserver's command line.
-    for theirs in ("pytriton", "sh"):
-        logging.getLogger(theirs).setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -107,6 +107,10 @@ class Encoder:
             peak = torch.cuda.max_memory_allocated(self.device) / 2**20
             logger.info("%s: a batch of %d takes %.0f MiB at its peak", self.device, size, peak)
 
+    def allocated_bytes(self) -> int:
+        """Bytes of a CUDA device's memory that tensors take now."""
+        return torch.cuda.memory_allocated(self.device)
+
     def _run(self, images: torch.Tensor) -> npt.NDArray[np.float32]:
         self._metrics.encoded(len(images))
         try:
@@ -114,6 +118,7 @@ class Encoder:
                 embeddings: npt.NDArray[np.float32] = self._run_or_halve(images).numpy()
         except BaseException:
             self.failures_in_a_row += 1
+            self._metrics.encoder_failed()
             raise
         self.failures_in_a_row = 0
         return embeddings

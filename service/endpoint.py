@@ -14,11 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from service.errors import ClientFault, Fault, InternalFault, InvalidParameter, InvalidTensor, UnknownModel
+from service.metrics import Metrics
 from service.pipeline import Embedding, Pipeline, Row
 from service.pytriton_compat.fault_wire import fault_response
 from service.pytriton_compat.lane import Request
 
 logger = logging.getLogger(__name__)
+
+# What the server asks for to see whether it is alive; that this is refused is no news.
+HEARTBEAT_MODEL = "heartbeat"
+_MAX_ID_CHARACTERS = 128
 
 Response = dict[str, npt.NDArray[Any]]
 PixelValues = npt.NDArray[np.float32]
@@ -78,13 +83,14 @@ class _Readable(Generic[R]):
 class EmbedImage:
     """The inference callable of `embed_image`: INPUT_IMAGE BYTES `[-1, 1]` -> EMBEDDING FP32 `[-1, D]`."""
 
-    def __init__(self, pipeline: Pipeline, defaults: Parameters) -> None:
+    def __init__(self, pipeline: Pipeline, defaults: Parameters, metrics: Metrics) -> None:
         self._pipeline = pipeline
         self._defaults = defaults
+        self._metrics = metrics
 
     def __call__(self, requests: Sequence[Request]) -> list[Response]:
         """One response a request, in their order. Never raises."""
-        return _answer(requests, self._read, self._pipeline.embed)
+        return _answer(requests, self._read, self._pipeline.embed, self._metrics.answered)
 
     def _read(self, request: Request) -> _Readable[Row]:
         parameters = self._defaults.of(request)
@@ -104,7 +110,10 @@ class EmbedPixelValues:
 
     def __call__(self, requests: Sequence[Request]) -> list[Response]:
         """One response a request, in their order. Never raises."""
-        return _answer(requests, self._read, lambda rows: list(self._encoder.encode_pixel_values(np.stack(rows))))
+        return _answer(requests, self._read, self._embed, lambda code: None)
+
+    def _embed(self, rows: Sequence[PixelValues]) -> list[Embedding]:
+        return list(self._encoder.encode_pixel_values(np.stack(rows)))
 
     def _read(self, request: Request) -> _Readable[PixelValues]:
         parameters = self._defaults.of(request)
@@ -121,17 +130,28 @@ def _answer(
     requests: Sequence[Request],
     read: Callable[[Request], _Readable[R]],
     embed: Callable[[list[R]], Sequence[Embedding | Fault]],
+    refused: Callable[[str], None],
 ) -> list[Response]:
-    """Embed the rows of all readable requests as one batch; an unreadable request is answered with its own fault."""
+    """Embed the rows of all readable requests as one batch; an unreadable request is answered with its own fault.
+
+    `refused` is told the code of each fault that is no row's own.
+    """
+    readings: list[_Readable[R] | Fault]
+    results: list[Embedding | Fault]
     try:
         readings = [_attempt(read, request) for request in requests]
         rows = [row for reading in readings if isinstance(reading, _Readable) for row in reading.rows]
         outcomes = iter(embed(rows) if rows else ())
-        return [_response(reading, outcomes) for reading in readings]
+        results = [_result(reading, outcomes) for reading in readings]
     except Exception:
         # A lane whose callable raises is at its end, and the service with it.
         logger.exception("a batch of %d requests failed", len(requests))
-        return [_fault_response(InternalFault("the request could not be answered")) for _ in requests]
+        fault = InternalFault("the request could not be answered")
+        readings, results = [fault] * len(requests), [fault] * len(requests)
+    for reading in readings:
+        if isinstance(reading, Fault):
+            refused(reading.code)
+    return [_response(request, result) for request, result in zip(requests, results, strict=True)]
 
 
 def _attempt(read: Callable[[Request], _Readable[R]], request: Request) -> _Readable[R] | Fault:
@@ -141,9 +161,10 @@ def _attempt(read: Callable[[Request], _Readable[R]], request: Request) -> _Read
         return fault
 
 
-def _response(reading: _Readable[R] | Fault, outcomes: Iterator[Embedding | Fault]) -> Response:
+def _result(reading: _Readable[R] | Fault, outcomes: Iterator[Embedding | Fault]) -> Embedding | Fault:
+    """The embeddings of one request, float32 `[rows, D]`, or the fault that it is answered with."""
     if isinstance(reading, Fault):
-        return _fault_response(reading)
+        return reading
     embeddings: list[Embedding] = []
     faults: list[Fault] = []
     for row, outcome in enumerate(islice(outcomes, len(reading.rows))):
@@ -152,8 +173,8 @@ def _response(reading: _Readable[R] | Fault, outcomes: Iterator[Embedding | Faul
         else:
             embeddings.append(outcome)
     if faults:
-        return _fault_response(faults[0])
-    return {"EMBEDDING": _normalized(np.stack(embeddings)) if reading.normalize else np.stack(embeddings)}
+        return faults[0]
+    return _normalized(np.stack(embeddings)) if reading.normalize else np.stack(embeddings)
 
 
 def _normalized(embeddings: Embedding) -> Embedding:
@@ -163,6 +184,11 @@ def _normalized(embeddings: Embedding) -> Embedding:
     return normalized
 
 
-def _fault_response(fault: Fault) -> Response:
-    status = "INVALID_ARG" if isinstance(fault, ClientFault) else "INTERNAL"
-    return dict(fault_response(status, str(fault)))
+def _response(request: Request, result: Embedding | Fault) -> Response:
+    if not isinstance(result, Fault):
+        return {"EMBEDDING": result}
+    if request.parameters.get("embed_model") != HEARTBEAT_MODEL:
+        names = {"request_id": request.id[:_MAX_ID_CHARACTERS]} if request.id else {}
+        logger.info("%s", result, extra={"code": result.code, **names})
+    status = "INVALID_ARG" if isinstance(result, ClientFault) else "INTERNAL"
+    return dict(fault_response(status, str(result)))

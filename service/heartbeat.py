@@ -8,6 +8,7 @@ import contextlib
 import http.client
 import json
 
+from service.endpoint import HEARTBEAT_MODEL
 from service.local_client import LocalClient
 
 _SECONDS = 1.0
@@ -22,7 +23,7 @@ class Heartbeat:
         pixel_values = bytes(4 * 3 * image_size**2)
         tensor = {"name": "PIXEL_VALUES", "shape": shape, "datatype": "FP32"}
         described = {**tensor, "parameters": {"binary_data_size": len(pixel_values)}}
-        header = json.dumps({"inputs": [described], "parameters": {"embed_model": "heartbeat"}}).encode()
+        header = json.dumps({"inputs": [described], "parameters": {"embed_model": HEARTBEAT_MODEL}}).encode()
         self._client = client
         self._path = f"/v2/models/{model}/infer"
         self._body = header + pixel_values

@@ -9,10 +9,10 @@ import logging
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from service.access import is_allowed
@@ -20,6 +20,8 @@ from service.access import is_allowed
 logger = logging.getLogger(__name__)
 
 _STAGES = ("decode", "resize", "encode")
+# There from the start: rate() sees nothing of a counter that appears together with its first event.
+_CODES = ("ok", "internal_error")
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _TRITON_TIMEOUT_SECONDS = 5.0
@@ -48,18 +50,37 @@ class Metrics:
             ["code"],
             registry=self.registry,
         )
+        for code in _CODES:
+            self._images.labels(code)
         self._repeats = Counter(
             "embed_repeats", "Images answered without encoding, as repeats of others.", registry=self.registry
         )
-        self._canary_answered_at = time.monotonic()
+        self._running: dict[object, float] = {}
+        self._busy_lanes = Gauge("embed_busy_lanes", "Batches in the works.", registry=self.registry)
+        self._encoder_failures = Counter(
+            "embed_encoder_failures", "Batches that the encoder could not compute.", registry=self.registry
+        )
+        self._add_state()
+
+    def _add_state(self) -> None:
+        """What is read at the moment of a scrape, and what holds as long as the service runs."""
+        self.canary_answered()
         canary_age = Gauge(
             "embed_canary_age_seconds",
-            "Seconds since an image that the service sends to itself last came back as it should.",
+            "Seconds since a known image, sent through the whole service, last came back right.",
             registry=self.registry,
         )
         canary_age.set_function(lambda: time.monotonic() - self._canary_answered_at)
-        self._running: dict[object, float] = {}
-        self._busy_lanes = Gauge("embed_busy_lanes", "Batches in the works.", registry=self.registry)
+        self._encoder_memory = Gauge(
+            "embed_encoder_memory_bytes",
+            "Memory of the device that the encoder's tensors take; on CUDA only.",
+            ["device"],
+            registry=self.registry,
+        )
+        self._service = Info(
+            "embed_service", "What this service is, and the fingerprint of its embeddings.", registry=self.registry
+        )
+        ProcessCollector(registry=self.registry)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -90,13 +111,31 @@ class Metrics:
         """Count an image: `ok`, or the code of its fault."""
         self._images.labels(code).inc()
 
-    def canary_answered(self) -> None:
-        """Take note that a canary has come back as it should, just now."""
-        self._canary_answered_at = time.monotonic()
-
     def repeated(self, images: int) -> None:
         """Count images that needed no encoding."""
         self._repeats.inc(images)
+
+    def encoder_failed(self) -> None:
+        """Count a batch that the encoder could not compute."""
+        self._encoder_failures.inc()
+
+    def canary_answered(self) -> None:
+        """The canary came back right just now; before the first time, its age counts from the start."""
+        self._canary_answered_at = time.monotonic()
+
+    def watch_memory(self, device: str, allocated_bytes: Callable[[], float]) -> None:
+        """Ask `allocated_bytes` at each scrape for the memory that the encoder's tensors take on a device."""
+        self._encoder_memory.labels(device).set_function(allocated_bytes)
+
+    def serves(self, **facts: str) -> None:
+        """Tell what this service is: version, checkpoint, ... become the labels of `embed_service_info`."""
+        self._service.info(facts)
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Log it; by itself the library prints a traceback where a client leaves before its answer is complete."""
+        logger.warning("a scrape could not be answered", exc_info=True)
 
 
 @contextlib.contextmanager
@@ -131,7 +170,7 @@ def metrics_endpoint(
         def log_message(self, format: str, *args: object) -> None:
             logger.debug(format, *args)
 
-    server = ThreadingHTTPServer((host, port), Handler)
+    server = _Server((host, port), Handler)
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     try:
         yield

@@ -11,15 +11,18 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from pytriton.model_config import DynamicBatcher, ModelConfig, QueuePolicy, Tensor
 from pytriton.model_config.common import TimeoutAction
 from pytriton.triton import TritonConfig
+from transformers import SiglipVisionModel
 
+from service import __version__
 from service.access import GrpcTls, bearer, check_tls, read_token
 from service.cache import EmbeddingCache
 from service.canary import Canary, canary_image, same_direction
@@ -28,6 +31,7 @@ from service.decode import Decoder
 from service.encoder import Encoder, load_model, resolve_devices, resolve_dtype
 from service.endpoint import EmbedImage, EmbedPixelValues, Parameters
 from service.errors import Fault, ServiceFailure, StartupFault
+from service.fingerprint import fingerprint
 from service.heartbeat import Heartbeat
 from service.local_client import LocalClient
 from service.metrics import Metrics, metrics_endpoint
@@ -59,7 +63,9 @@ def serve(settings: Settings) -> None:
     _check_ports_are_free(settings)
     access = _read_access(settings)
     cores, metrics = Cores(settings.cpu_threads), Metrics()
-    preprocessor, encoders = _load_checkpoint(settings, cores, metrics)
+    preprocessor, encoders, digest = _load_checkpoint(settings, cores, metrics)
+    facts = _facts(settings, encoders, digest)
+    _introduce(encoders, facts, metrics)
     with contextlib.ExitStack() as stack:
         helpers = stack.enter_context(ThreadPoolExecutor(cores.count, thread_name_prefix="decode"))
         workspace = stack.enter_context(tempfile.TemporaryDirectory(prefix="embed-"))
@@ -69,12 +75,12 @@ def serve(settings: Settings) -> None:
         http, (metrics_port,) = _http_address(settings), free_ports(1)
         triton = _build_triton(settings, access, Path(workspace) / "triton", http, metrics_port)
         stack.callback(triton.stop)
-        _bind_models(triton, settings, encoders, pipelines)
+        _bind_models(triton, settings, encoders, pipelines, metrics, facts)
         if settings.metrics_port:
             url = f"http://127.0.0.1:{metrics_port}/metrics"
             stack.enter_context(metrics_endpoint(metrics, settings.host, settings.metrics_port, url, access.token))
         if triton.start(shutdown):
-            _announce(settings, encoders)
+            _announce(settings, encoders[0], facts)
             client = LocalClient(*http, bearer(access.token))
             heartbeat = Heartbeat(client, settings.model_alias, preprocessor.size)
             images = _lanes(settings, encoders) * settings.max_batch_size
@@ -113,8 +119,8 @@ def _read_access(settings: Settings) -> Access:
     return Access(token, admin_token, tls)
 
 
-def _load_checkpoint(settings: Settings, cores: Cores, metrics: Metrics) -> tuple[Preprocessor, list[Encoder]]:
-    """The checkpoint's preprocessor, and one warm encoder a device."""
+def _load_checkpoint(settings: Settings, cores: Cores, metrics: Metrics) -> tuple[Preprocessor, list[Encoder], str]:
+    """The checkpoint's preprocessor, one warm encoder a device, and the fingerprint of their embeddings."""
     checkpoint = settings.checkpoint
     if checkpoint == "demo":
         checkpoint = str(_DEMO_CHECKPOINT)
@@ -141,7 +147,40 @@ def _load_checkpoint(settings: Settings, cores: Cores, metrics: Metrics) -> tupl
         )
     for encoder in encoders:
         encoder.warm_up(settings.max_batch_size)
-    return preprocessor, encoders
+    return preprocessor, encoders, _fingerprint(settings, model, preprocessor, encoders)
+
+
+def _fingerprint(
+    settings: Settings, model: SiglipVisionModel, preprocessor: Preprocessor, encoders: Sequence[Encoder]
+) -> str:
+    return fingerprint(
+        model,
+        preprocessor=asdict(preprocessor),
+        exif_orientation=settings.exif_orientation,
+        background=settings.background_rgb,
+        dtypes=sorted({str(encoder.dtype) for encoder in encoders}),
+    )
+
+
+def _facts(settings: Settings, encoders: Sequence[Encoder], digest: str) -> dict[str, str]:
+    """What this service is, for whoever compares it with others; of a checkpoint's folder only the name."""
+    folder = Path(settings.checkpoint)
+    return {
+        "version": __version__,
+        "checkpoint": folder.resolve().name if folder.is_dir() else settings.checkpoint,
+        "revision": settings.revision or "",
+        "dtype": str(encoders[0].dtype).removeprefix("torch."),
+        "device": ", ".join(str(encoder.device) for encoder in encoders),
+        "fingerprint": digest,
+    }
+
+
+def _introduce(encoders: Sequence[Encoder], facts: Mapping[str, str], metrics: Metrics) -> None:
+    """Tell the metrics what they are of."""
+    metrics.serves(**facts)
+    for encoder in encoders:
+        if encoder.device.type == "cuda":  # a CPU keeps no such account; there the process' memory tells
+            metrics.watch_memory(str(encoder.device), encoder.allocated_bytes)
 
 
 def _shutdown_on_signals() -> threading.Event:
@@ -222,9 +261,14 @@ def _build_triton(
 
 
 def _bind_models(
-    triton: SupervisedTriton, settings: Settings, encoders: Sequence[Encoder], pipelines: Sequence[Pipeline]
+    triton: SupervisedTriton,
+    settings: Settings,
+    encoders: Sequence[Encoder],
+    pipelines: Sequence[Pipeline],
+    metrics: Metrics,
+    facts: Mapping[str, str],
 ) -> None:
-    """`embed_image` in several lanes a device, and the PIXEL_VALUES model in one."""
+    """`embed_image` in several lanes a device, and the PIXEL_VALUES model in one; both tell the facts to clients."""
     defaults = Parameters(settings.default_base64_encoded, settings.default_normalize, settings.model_alias)
     side, outputs = encoders[0].image_size, [Tensor(name="EMBEDDING", dtype=np.float32, shape=(encoders[0].dimension,))]
     lanes = _lanes(settings, encoders)
@@ -246,13 +290,15 @@ def _bind_models(
         [Tensor(name="PIXEL_VALUES", dtype=np.float32, shape=(3, side, side))],
         outputs,
         config=config,
+        parameters=facts,
     )
     triton.bind(
         "embed_image",
-        [EmbedImage(pipeline, defaults) for pipeline in pipelines for _ in range(lanes)],
+        [EmbedImage(pipeline, defaults, metrics) for pipeline in pipelines for _ in range(lanes)],
         [Tensor(name="INPUT_IMAGE", dtype=np.bytes_, shape=(1,))],
         outputs,
         config=config,
+        parameters=facts,
     )
 
 
@@ -261,16 +307,17 @@ def _lanes(settings: Settings, encoders: Sequence[Encoder]) -> int:
     return settings.lanes or encoders[0].lanes
 
 
-def _announce(settings: Settings, encoders: Sequence[Encoder]) -> None:
-    first = encoders[0]
+def _announce(settings: Settings, encoder: Encoder, facts: Mapping[str, str]) -> None:
     logger.info(
-        "ready: embed_image and %s serve checkpoint %s (%d pixels, %d dimensions) on %s in %s",
+        "ready: embed_image and %s serve checkpoint %s (%d pixels, %d dimensions) on %s in %s, fingerprint %s",
         settings.model_alias,
-        settings.checkpoint,
-        first.image_size,
-        first.dimension,
-        ", ".join(str(encoder.device) for encoder in encoders),
-        str(first.dtype).removeprefix("torch."),
+        facts["checkpoint"],
+        encoder.image_size,
+        encoder.dimension,
+        facts["device"],
+        facts["dtype"],
+        facts["fingerprint"],
+        extra=facts,
     )
     names = {"http_port": "HTTP", "grpc_port": "gRPC", "metrics_port": "metrics"}
     for name, port in settings.ports.items():

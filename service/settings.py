@@ -128,6 +128,7 @@ class Settings(BaseSettings):
         None, description="PEM file of authorities; a gRPC client then needs a certificate of theirs"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+    log_format: Literal["text", "json"] = Field("text", description="one line an event, as text or as JSON")
 
     @property
     def background_rgb(self) -> tuple[int, int, int] | None:

@@ -34,7 +34,13 @@ class _Layer(NamedTuple):
 
 
 class VisionTower:
-    """The vision tower in one dtype on one device. Weights that have both already are shared with the model."""
+    """The vision tower in one dtype on one device. Weights that have both already are shared with the model.
+
+    Attributes:
+        SETTINGS: the fields of the model's configuration that its arithmetic depends on.
+    """
+
+    SETTINGS = ("hidden_act", "hidden_size", "layer_norm_eps", "num_attention_heads", "num_hidden_layers", "patch_size")
 
     def __init__(self, model: SiglipVisionModel, device: torch.device, dtype: torch.dtype) -> None:
         config = model.config

@@ -1,5 +1,6 @@
 """Requests in, responses out: parameters, shapes, the rows' way back, and which fault has which status."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import cast
@@ -8,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from service.endpoint import EmbedImage, EmbedPixelValues, Parameters, Response
+from service.endpoint import HEARTBEAT_MODEL, EmbedImage, EmbedPixelValues, Parameters, Response
 from service.errors import CorruptImage, EmptyInput, Fault, InternalFault
+from service.metrics import Metrics
 from service.pipeline import Embedding, Pipeline, Row
 from service.pytriton_compat.fault_wire import read_fault
 from service.pytriton_compat.lane import Request
@@ -62,13 +64,15 @@ def _embedding(number: int, base64_encoded: bool = False) -> Embedding:
     return np.array([number, 2 * number, 3.0 if base64_encoded else 0.0], np.float32)
 
 
-def _embed_image(pipeline: object, defaults: Parameters = DEFAULTS) -> Callable[[Sequence[Request]], list[Response]]:
-    return EmbedImage(cast(Pipeline, pipeline), defaults)
+def _embed_image(
+    pipeline: object, defaults: Parameters = DEFAULTS, metrics: Metrics | None = None
+) -> Callable[[Sequence[Request]], list[Response]]:
+    return EmbedImage(cast(Pipeline, pipeline), defaults, metrics or Metrics())
 
 
-def _images(*rows: object, parameters: Given = MappingProxyType({})) -> Request:
+def _images(*rows: object, parameters: Given = MappingProxyType({}), request_id: str = "") -> Request:
     column = np.array([str(row).encode() for row in rows], np.object_).reshape(-1, 1)
-    return Request({"INPUT_IMAGE": column}, parameters)
+    return Request({"INPUT_IMAGE": column}, parameters, request_id)
 
 
 def _pixels(*values: float, parameters: Given = MappingProxyType({})) -> Request:
@@ -202,6 +206,39 @@ def test_whatever_breaks_is_logged_and_told_to_nobody(
         "INTERNAL internal_error: the request could not be answered",
     }
     assert "Traceback" in caplog.text and "a batch of 2 requests failed" in caplog.text
+
+
+def test_each_refused_request_is_one_event_with_its_id_and_code(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    heartbeat = {"embed_model": HEARTBEAT_MODEL}
+    requests = [
+        _images(1, request_id="good"),
+        _images(2, "corrupt", request_id="bad image"),
+        _images(3, parameters={"nonsense": 1}, request_id="x" * 1000),
+        _images("ours"),
+        _images(4, parameters=heartbeat, request_id="ours as well"),
+    ]
+    _embed_image(FakePipeline())(requests)
+    EmbedPixelValues(FakeEncoder(), DEFAULTS)([_pixels(1), _pixels(2, parameters=heartbeat)])
+    assert [(record.levelno, record.message) for record in caplog.records] == [
+        (logging.INFO, "corrupt_image: row 1: it is cut"),
+        (logging.INFO, "invalid_parameter: there is no parameter 'nonsense'; known are base64_encoded, normalize,"
+                       " embed_model"),
+        (logging.INFO, "internal_error: no idea"),
+    ]  # fmt: skip
+    fields = [vars(record) for record in caplog.records]
+    assert [event["code"] for event in fields] == ["corrupt_image", "invalid_parameter", "internal_error"]
+    assert [event.get("request_id") for event in fields] == ["bad image", "x" * 128, None]
+
+
+def test_what_never_becomes_a_row_is_counted_once_a_request() -> None:
+    metrics = Metrics()
+    _embed_image(FakePipeline(), metrics=metrics)([_images(1, 2), _images("corrupt"), _images(3, parameters={"x": 1})])
+    _embed_image(Broken(), metrics=metrics)([_images(1), _images(2, 3)])
+    value = metrics.registry.get_sample_value
+    codes = ("ok", "corrupt_image", "invalid_parameter", "internal_error")
+    # The pipeline counts the rows, and this one is a fake.
+    assert [value("embed_images_total", {"code": code}) for code in codes] == [0, None, 1, 2]
 
 
 def test_a_batch_without_a_readable_request_never_reaches_the_pipeline() -> None:

@@ -5,10 +5,13 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import RemoteDisconnected
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.error import HTTPError, URLError
 
+import psutil
 import pytest
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.metrics import Metrics, metrics_endpoint
@@ -86,6 +89,8 @@ def test_a_scrape_is_tritons_text_followed_by_ours(triton: str) -> None:
         ("embed_stage_seconds_count", "decode"): 0,  # not over yet
         ("embed_stage_seconds_count", "resize"): 0,
         ("embed_stage_seconds_count", "encode"): 1,
+        ("embed_encoder_failures_total",): 0,
+        ("embed_images_total", "internal_error"): 0,  # or the first one would be invisible to rate()
     }
     found = _samples(text)
     assert {key: found.get(key) for key in expected} == expected
@@ -109,6 +114,53 @@ def test_with_a_token_a_scrape_needs_it(triton: str) -> None:
             if value:
                 request.add_header("Authorization", value)
             assert _get(request)[0] == status
+
+
+def test_a_canarys_age_counts_from_its_last_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 50.0
+    monkeypatch.setattr("service.metrics.time.monotonic", lambda: now)
+    metrics = Metrics()
+
+    def age() -> float | None:
+        return metrics.registry.get_sample_value("embed_canary_age_seconds")
+
+    now += 7
+    assert age() == 7
+    metrics.canary_answered()
+    assert age() == 0
+    now += 2
+    assert age() == 2
+
+
+def test_memory_is_read_at_each_scrape_and_left_out_where_there_is_no_such_number() -> None:
+    metrics = Metrics()
+    assert "embed_encoder_memory_bytes{" not in generate_latest(metrics.registry).decode()
+    held = iter([1e9, 3e9])
+    metrics.watch_memory("cuda:0", lambda: next(held))
+    for expected in (1e9, 3e9):
+        assert metrics.registry.get_sample_value("embed_encoder_memory_bytes", {"device": "cuda:0"}) == expected
+
+
+def test_the_service_and_its_process_are_described() -> None:
+    metrics = Metrics()
+    metrics.encoder_failed()
+    metrics.serves(version="1.2", fingerprint="0123abc")
+    value = metrics.registry.get_sample_value
+    assert value("embed_service_info", {"version": "1.2", "fingerprint": "0123abc"}) == 1
+    assert value("embed_encoder_failures_total") == 1
+    assert (value("process_resident_memory_bytes") or 0) > 1e6
+    assert abs((value("process_start_time_seconds") or 0) - psutil.Process().create_time()) < 10
+
+
+def test_a_scrape_that_fails_is_one_event_in_the_log(
+    triton: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    metrics = Metrics()
+    metrics.watch_memory("cuda:0", lambda: 1 / 0)  # whatever fails within a scrape
+    with _served(metrics, f"{triton}/metrics") as url, pytest.raises(RemoteDisconnected):
+        _get(f"{url}/metrics")
+    assert [record.message for record in caplog.records] == ["a scrape could not be answered"]
+    assert capfd.readouterr().err == ""
 
 
 def test_measurements_of_many_threads_are_all_counted() -> None:

@@ -18,10 +18,11 @@ logger = logging.getLogger(__name__)
 
 
 class Request(NamedTuple):
-    """One request of a batch: its input tensors by name, and its parameters."""
+    """One request of a batch: its input tensors by name, its parameters, and the id that the client gave it, if any."""
 
     data: Mapping[str, npt.NDArray[Any]]
     parameters: Mapping[str, str | int | bool]
+    id: str = ""
 
 
 InferenceCallable = Callable[[Sequence[Request]], Sequence[Tensors]]
@@ -53,7 +54,7 @@ class Lane(threading.Thread):
             with connection:
                 while (batch := receive_batch(connection)) is not None:
                     self.batches, self.is_working = self.batches + 1, True
-                    responses = self._infer([Request(*entry) for entry in batch])
+                    responses = self._infer([Request(tensors, *detail) for tensors, detail in batch])
                     send_batch(connection, [(tensors, None) for tensors in responses])
                     self.is_working = False
         except Exception:

@@ -64,7 +64,7 @@ class TritonPythonModel:
     def _entry(self, request):
         tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self._inputs}
         arrays = {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
-        return arrays, json.loads(request.parameters())
+        return arrays, [json.loads(request.parameters()), request.request_id()]
 
     def _response(self, request, tensors):
         fault = read_fault(tensors)

@@ -8,7 +8,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,13 +105,24 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         self._processes: list[psutil.Process] = []
         self._lanes: list[tuple[Lane, Pulse]] = []
 
-    def bind(self, model_name: str, infer_func: Sequence[InferenceCallable], *args: Any, **kwargs: Any) -> None:
+    def bind(
+        self,
+        model_name: str,
+        infer_func: Sequence[InferenceCallable],
+        *args: Any,
+        parameters: Mapping[str, str],
+        **kwargs: Any,
+    ) -> None:
         """PyTriton's `bind`, with a lane for each callable and our own way to it.
+
+        Args:
+            parameters: what the model's configuration tells clients beside its tensors.
 
         Raises:
             StartupFault: the workspace lies too deep.
         """
         super().bind(model_name, infer_func, *args, **kwargs)
+        self._tell(model_name, parameters)
         folder = self._workspace.model_store_path / model_name / "1"
         for ours, theirs in _STUB_FILES.items():
             shutil.copy(_HERE / ours, folder / theirs)
@@ -123,6 +134,12 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             lane.start()
             pulse.start()
             self._lanes.append((lane, pulse))
+
+    def _tell(self, model_name: str, parameters: Mapping[str, str]) -> None:
+        """Write the model's configuration again, with these parameters instead of a path that only PyTriton needs."""
+        (model,) = (model for model in self._model_manager.models if model.model_name == model_name)
+        model._get_triton_model_config().backend_parameters = dict(parameters)
+        model.generate_model(self._workspace.model_store_path)
 
     def start(self, interrupted: threading.Event) -> bool:
         """Start tritonserver, wait until every model answers, and take note of its processes.

@@ -48,7 +48,7 @@ def _backend() -> ModuleType:
     return module
 
 
-def _request(image: bytes, **parameters: object) -> Any:
+def _request(image: bytes, request_id: str = "", **parameters: object) -> Any:
     def as_numpy() -> Any:
         if image == b"unreadable":
             raise ValueError("lengths that lie")
@@ -56,7 +56,10 @@ def _request(image: bytes, **parameters: object) -> Any:
 
     inputs = {} if image == b"none" else {"IMAGE": SimpleNamespace(as_numpy=as_numpy)}
     return SimpleNamespace(
-        inputs=inputs, parameters=lambda: json.dumps(parameters), requested_output_names=lambda: ["EMBEDDING"]
+        inputs=inputs,
+        parameters=lambda: json.dumps(parameters),
+        request_id=lambda: request_id,
+        requested_output_names=lambda: ["EMBEDDING"],
     )
 
 
@@ -71,6 +74,8 @@ def _answer(request: Request) -> Tensors:
     image = request.data["IMAGE"][0, 0]
     if image == b"unknown status":
         return dict(fault_response("NO_SUCH_STATUS", "x"))
+    if image == b"who":
+        return dict(fault_response("INVALID_ARG", request.id))
     if image == b"raise":
         raise RuntimeError("a bug in /secret/path")
     number = np.array([[len(image), request.parameters.get("n", 0)]], np.float32)
@@ -117,6 +122,8 @@ def test_each_request_gets_its_own_answer_or_fault(stub: tuple[Any, Lane]) -> No
         _request(b"unreadable"),
         _request(b"unknown status"),
         _request(b""),
+        _request(b"who", "käse\n7"),
+        _request(b"who"),
     ]
     for _ in range(3):
         assert _told(model.execute(batch)) == [
@@ -125,6 +132,8 @@ def test_each_request_gets_its_own_answer_or_fault(stub: tuple[Any, Lane]) -> No
             INTERNAL,
             INTERNAL,
             {"EMBEDDING": [[0.0, 0.0]]},
+            (3, "käse\n7"),
+            (3, ""),
         ]
     assert _told(model.execute([_request(b"unreadable")])) == [INTERNAL]
     assert lane.is_alive()

@@ -1,0 +1,138 @@
+"""How the service logs: one line an event, as text or as JSON, without tracebacks and paths, and never a flood.
+
+Comes in: the records of every logger, and what nothing else has caught. Goes out: lines on stderr. It must not know who
+logs what.
+"""
+
+import copy
+import logging
+import re
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from types import TracebackType
+from typing import TextIO
+
+from pythonjsonlogger.json import JsonFormatter
+
+logger = logging.getLogger(__name__)
+
+RECORDS_A_MINUTE = 10
+_WINDOW_SECONDS = 60.0
+_MAX_CHARACTERS = 2000
+# A URL, a hub id and a relative path hold slashes, too, but none that stands alone before a name.
+_ABSOLUTE_PATH = re.compile(r"""(?<![\w:/.*~-])/(?:[^\s/:'"]+/)*([^\s/:'"]+)/?""")
+
+
+def configure_logging(level: str, log_format: str) -> None:
+    """Log to stderr from now on: what is of `level` or above, as `text` or as `json`.
+
+    At `debug` nothing is shortened or held back: tracebacks and paths are there, and whatever repeats itself.
+    """
+    logging.basicConfig(handlers=[build_handler(sys.stderr, level, log_format)])
+    logging.captureWarnings(True)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+    for ours in ("service", "tritonserver"):
+        logging.getLogger(ours).setLevel(level.upper())
+    # These two would log the environment and the access token of tritonserver's command line.
+    for theirs in ("pytriton", "sh"):
+        logging.getLogger(theirs).setLevel(logging.ERROR)
+
+
+def build_handler(stream: TextIO, level: str, log_format: str) -> logging.Handler:
+    """The handler that writes all records, as `configure_logging` says."""
+    handler = logging.StreamHandler(stream)
+    formatter = _json_formatter() if log_format == "json" else _TextFormatter()
+    handler.setFormatter(formatter if level == "debug" else _Brief(formatter))
+    if level != "debug":
+        handler.addFilter(RateLimit())
+    return handler
+
+
+class RateLimit(logging.Filter):
+    """Lets few records a minute pass of each kind, and tells by `record.suppressed` how many it held back before.
+
+    A kind is a message before its arguments are put in, of one logger and level, and where a record has a `code`, that
+    code. Safe to use from several threads.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` gives seconds."""
+        super().__init__()
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._started = clock()
+        self._seen: Counter[object] = Counter()
+        self._suppressed: Counter[object] = Counter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is among the first of its kind in this minute."""
+        kind = record.name, record.levelno, str(record.msg), getattr(record, "code", "")
+        with self._lock:
+            if self._clock() - self._started >= _WINDOW_SECONDS:
+                self._started = self._clock()
+                self._seen.clear()
+            self._seen[kind] += 1
+            if self._seen[kind] > RECORDS_A_MINUTE:
+                self._suppressed[kind] += 1
+                return False
+            suppressed = self._suppressed.pop(kind, 0)
+        if suppressed:
+            record.suppressed = suppressed
+        return True
+
+
+class _Brief(logging.Formatter):
+    """Hands each record to another formatter as one short line: no traceback, no path of the file system."""
+
+    def __init__(self, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self._formatter = formatter
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        if record.exc_info and record.exc_info[1]:
+            message += f": {_describe(record.exc_info[1])}"
+        brief = copy.copy(record)
+        brief.msg = _ABSOLUTE_PATH.sub(r"\1", " ".join(message.splitlines()))[:_MAX_CHARACTERS]
+        brief.args, brief.exc_info, brief.exc_text, brief.stack_info = (), None, None, None
+        return self._formatter.format(brief)
+
+
+class _TextFormatter(logging.Formatter):
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        line, extra = super().formatMessage(record), vars(record)
+        if "request_id" in extra:
+            line += f" (request {extra['request_id']!r})"
+        if "suppressed" in extra:
+            line += f" ({extra['suppressed']} more of this kind were held back)"
+        return line
+
+
+def _json_formatter() -> logging.Formatter:
+    return JsonFormatter(
+        ["levelname", "name", "message"], rename_fields={"levelname": "level", "name": "logger"}, timestamp=True
+    )
+
+
+def _describe(error: BaseException) -> str:
+    """Type, first line of the message, and the line of code, e.g. `ValueError: too long (service.decode:12)`."""
+    first_line, *_ = f"{type(error).__name__}: {error}".splitlines()
+    frames = list(traceback.walk_tb(error.__traceback__))
+    if not frames:
+        return first_line
+    frame, line = frames[-1]
+    return f"{first_line} ({frame.f_globals.get('__name__')}:{line})"
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    """Instead of the interpreter's own traceback."""
+    if not issubclass(kind, SystemExit | KeyboardInterrupt):
+        logger.critical("an exception was not caught", exc_info=(kind, error or kind(), trace))

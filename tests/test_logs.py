@@ -1,0 +1,196 @@
+"""One line an event in either format, nothing that gives the server away, and no flood."""
+
+import io
+import json
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from service.logs import RECORDS_A_MINUTE, RateLimit, build_handler
+
+Log = Callable[[logging.Logger], object]
+
+
+def _lines(log: Log, level: str = "info", log_format: str = "text") -> list[str]:
+    """What a handler makes of the records that `log` hands to a logger."""
+    stream = io.StringIO()
+    logger = logging.Logger("service.room")
+    logger.addHandler(build_handler(stream, level, log_format))
+    log(logger)
+    return stream.getvalue().splitlines()
+
+
+def _events(log: Log) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in _lines(log, log_format="json")]
+
+
+def _fail(logger: logging.Logger) -> None:
+    try:
+        raise RuntimeError("no /models/secret/weights.bin\nbut a second line")
+    except RuntimeError:
+        logger.exception("a batch of %d failed", 3)
+
+
+def _flood(logger: logging.Logger) -> None:
+    for _ in range(99):
+        logger.error("failed")
+
+
+def test_an_event_is_one_json_object_with_its_fields() -> None:
+    (event,) = _events(lambda logger: logger.info("%s ok", "all", extra={"request_id": "a\nb", "code": "käse"}))
+    age = datetime.now(timezone.utc) - datetime.fromisoformat(event.pop("timestamp"))
+    assert timedelta(0) <= age < timedelta(minutes=5)
+    assert event == {
+        "level": "INFO", "logger": "service.room", "message": "all ok", "request_id": "a\nb", "code": "käse",
+    }  # fmt: skip
+
+
+def test_an_event_is_one_line_of_text_with_its_request() -> None:
+    (line,) = _lines(lambda logger: logger.info("all\nwell", extra={"request_id": "a\nb"}))
+    assert line.endswith(r" INFO service.room: all well (request 'a\nb')")
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_an_exception_is_one_line_without_traceback_or_path(log_format: str) -> None:
+    (line,) = _lines(_fail, log_format=log_format)
+    assert f"a batch of 3 failed: RuntimeError: no weights.bin ({__name__}:" in line
+    assert "Traceback" not in line and "secret" not in line and "second line" not in line
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_at_debug_nothing_is_left_out(log_format: str) -> None:
+    output = "\n".join(_lines(_fail, "debug", log_format))
+    assert "Traceback" in output and "/models/secret/weights.bin" in output and "second line" in output
+    assert len(_lines(_flood, "debug", log_format)) == 99
+
+
+@pytest.mark.parametrize(
+    ("message", "logged"),
+    [
+        ("cannot open '/srv/models/x.bin': gone", "cannot open 'x.bin': gone"),
+        ("path=/srv/a/b/ and (/etc/passwd)", "path=b and (passwd)"),
+        ("/srv/x.py:12: UserWarning: old\n  call()\n", "x.py:12: UserWarning: old   call()"),
+        ("see http://127.0.0.1:8000/v2/models/a/infer", "see http://127.0.0.1:8000/v2/models/a/infer"),
+        ("google/siglip-so400m and ./models/x at 3 images/s", "google/siglip-so400m and ./models/x at 3 images/s"),
+        ("sed 's/.*/{&}/' | curl", "sed 's/.*/{&}/' | curl"),
+    ],
+)
+def test_of_a_path_its_last_part_is_logged_and_nothing_else_changes(message: str, logged: str) -> None:
+    assert [event["message"] for event in _events(lambda logger: logger.warning("%s", message))] == [logged]
+
+
+def test_an_exception_without_words_or_frames_is_named_all_the_same() -> None:
+    (event,) = _events(lambda logger: logger.error("failed", exc_info=MemoryError()))
+    assert event["message"] == "failed: MemoryError: "
+    (event,) = _events(lambda logger: logger.exception("nothing was raised"))
+    assert event["message"] == "nothing was raised"
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _record(template: str = "%d", level: int = logging.ERROR, name: str = "service.room", **extra: object) -> Any:
+    record = logging.LogRecord(name, level, __file__, 1, template, (1,), None)
+    vars(record).update(extra)
+    return record
+
+
+def test_few_records_a_minute_pass_and_the_next_tells_of_the_others() -> None:
+    clock = Clock()
+    limit = RateLimit(clock)
+    passed = [limit.filter(_record()) for _ in range(RECORDS_A_MINUTE + 5)]
+    assert passed == [True] * RECORDS_A_MINUTE + [False] * 5
+    clock.now += 59.9
+    assert not limit.filter(_record())
+    clock.now += 0.1
+    first, second = _record(), _record()
+    assert limit.filter(first) and limit.filter(second)
+    assert first.suppressed == 6 and not hasattr(second, "suppressed")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"template": "other %d"},
+        {"level": logging.WARNING},
+        {"name": "tritonserver"},
+        {"code": "corrupt_image"},
+    ],
+    ids=str,
+)
+def test_a_flood_of_one_kind_costs_no_other_kind_its_lines(other: dict[str, Any]) -> None:
+    limit = RateLimit(Clock())
+    flood = [limit.filter(_record()) for _ in range(1000)]
+    assert sum(flood) == RECORDS_A_MINUTE
+    assert limit.filter(_record(**other))
+
+
+def test_many_threads_together_are_limited_like_one(restless: None) -> None:
+    clock, passed = Clock(), list[bool]()
+    limit = RateLimit(clock)
+    threads = [
+        threading.Thread(target=lambda: passed.extend(limit.filter(_record()) for _ in range(500))) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(passed) == RECORDS_A_MINUTE
+    clock.now += 60
+    last = _record()
+    assert limit.filter(last) and last.suppressed == 4000 - RECORDS_A_MINUTE
+
+
+def test_a_handler_holds_a_flood_back_and_its_lines_tell() -> None:
+    assert len(_lines(_flood)) == RECORDS_A_MINUTE
+    (line,) = _lines(lambda logger: logger.error("failed", extra={"suppressed": 7}))
+    assert line.endswith(" failed (7 more of this kind were held back)")
+
+
+@contextmanager
+def _configured(level: str, program: str) -> Iterator[list[dict[str, Any]]]:
+    code = f"from service.logs import configure_logging; configure_logging({level!r}, 'json')\n{program}"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    yield [json.loads(line) for line in result.stderr.splitlines()]
+
+
+def test_whatever_is_not_caught_is_logged_as_well() -> None:
+    program = (
+        "import threading, warnings; warnings.warn('old', stacklevel=1)\n"
+        "thread = threading.Thread(target=lambda: 1 / 0); thread.start(); thread.join(); [][0]"
+    )
+    with _configured("info", program) as events:
+        warning, *errors = [event["message"] for event in events]
+    assert warning.startswith("<string>:2: UserWarning: old")
+    assert errors == [
+        "an exception was not caught: ZeroDivisionError: division by zero (__main__:3)",
+        "an exception was not caught: IndexError: list index out of range (__main__:3)",
+    ]
+
+
+def test_levels_are_those_asked_for_and_pytriton_keeps_its_secrets() -> None:
+    program = (
+        "import logging\n"
+        "for name in ('service.server', 'tritonserver', 'pytriton', 'sh', 'urllib3'):\n"
+        "    logging.getLogger(name).info('token'); logging.getLogger(name).error('broken')"
+    )
+    with _configured("info", program) as events:
+        seen = [f"{event['logger']} {event['level']}" for event in events]
+    assert seen == [
+        "service.server INFO", "service.server ERROR", "tritonserver INFO", "tritonserver ERROR",
+        "pytriton ERROR", "sh ERROR", "urllib3 ERROR",
+    ]  # fmt: skip
