@@ -1,6 +1,7 @@
 """Every client style gets the reference's embeddings, in the order sent."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -83,6 +84,28 @@ def test_metadata_config_statistics_health_and_metrics(running: ServiceProcess) 
     metrics = requests.get(f"http://127.0.0.1:{running.metrics_port}/metrics", timeout=30).text
     assert 'nv_inference_request_success{model="embed_image",version="1"}' in metrics
     assert 'embed_images_total{code="ok"}' in metrics
+
+
+def test_everyone_learns_what_is_served_and_nothing_of_the_server(running: ServiceProcess) -> None:
+    """One fingerprint in the log, the metrics and both models' configuration, over HTTP and gRPC."""
+    scrape = requests.get(f"http://127.0.0.1:{running.metrics_port}/metrics", timeout=30).text
+    (line,) = [line for line in scrape.splitlines() if line.startswith("embed_service_info{")]
+    facts = dict(re.findall(r'(\w+)="(.*?)"', line))
+    assert {**facts, "fingerprint": ""} == {
+        "version": "0.1.0", "checkpoint": "demo", "revision": "", "dtype": "float32", "device": "cpu",
+        "fingerprint": "",
+    }  # fmt: skip
+    assert re.fullmatch("[0-9a-f]{16}", facts["fingerprint"])
+    wait_for(lambda: f"in float32, fingerprint {facts['fingerprint']}" in running.output(), seconds=30)
+    for model in ("embed_image", "siglip"):
+        url = f"{running.url}/v2/models/{model}"
+        parameters = requests.get(f"{url}/config", timeout=30).json()["parameters"]
+        assert {name: value["string_value"] for name, value in parameters.items()} == facts
+        with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{running.grpc_port}") as client:
+            config = client.get_model_config(model).config
+        assert {name: value.string_value for name, value in config.parameters.items()} == facts
+        answers = [requests.get(each, timeout=30).text for each in (url, f"{url}/config", f"{url}/stats")]
+        assert not [answer for answer in (*answers, scrape) if str(running.temporary) in answer]
 
 
 def test_the_statistics_of_siglip_move_without_clients(running: ServiceProcess) -> None:

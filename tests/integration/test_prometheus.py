@@ -1,0 +1,214 @@
+"""Alerts and dashboard ask for what the service really measures, and a real Prometheus understands them."""
+
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import promql_parser
+import pytest
+import requests
+import yaml
+from promql_parser import AggregateExpr, Expr, Matcher, MatchOp, VectorSelector
+
+from service.ports import free_ports
+from tests.integration.clients import post_raw
+from tests.integration.reference import REPOSITORY, photographs
+from tests.integration.service_process import ServiceProcess, wait_for
+
+PROMETHEUS = REPOSITORY / "configs" / "prometheus"
+ALERTS = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"][0]["rules"]
+DASHBOARD = json.loads((REPOSITORY / "configs" / "grafana" / "dashboard.json").read_text())
+# What Grafana fills in when all replicas are shown.
+VARIABLES = {"$__rate_interval": "1m", "$job": ".*", "$instance": ".*"}
+# Not to be had from a service on a CPU; its scrape announces it all the same.
+ONLY_ON_CUDA = "embed_encoder_memory_bytes"
+LABELS_OF_PROMETHEUS = {"job": "image-embedding", "instance": "127.0.0.1:8002"}
+needs_prometheus = pytest.mark.skipif(
+    not (shutil.which("prometheus") and shutil.which("promtool")), reason="needs prometheus and promtool on the PATH"
+)
+
+
+class Series(NamedTuple):
+    """One line of a scrape, as Prometheus stores it."""
+
+    name: str
+    labels: Mapping[str, str]
+
+
+def _filled_in(expression: str) -> str:
+    for name, value in VARIABLES.items():
+        expression = expression.replace(name, value)
+    return expression
+
+
+def _expressions() -> dict[str, str]:
+    """All expressions by where they stand."""
+    found = {rule["alert"]: rule["expr"] for rule in ALERTS}
+    for panel in DASHBOARD["panels"]:
+        for target in panel["targets"]:
+            found[f"{panel['title']} {target['refId']}"] = _filled_in(target["expr"])
+    for variable in DASHBOARD["templating"]["list"]:
+        if variable["type"] == "query":
+            selector, label = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["definition"]).groups()  # type: ignore[union-attr]
+            found[f"variable {variable['name']}"] = f"count by ({label}) ({_filled_in(selector)})"
+    return found
+
+
+EXPRESSIONS = _expressions()
+
+
+def _read(scrape: str) -> list[Series]:
+    series = [Series("up", LABELS_OF_PROMETHEUS)]
+    for name, labels in re.findall(r"^([a-z]\w*)(?:\{(.*)\})? ", scrape, re.MULTILINE):
+        series.append(Series(name, {**dict(re.findall(r'(\w+)="(.*?)"', labels)), **LABELS_OF_PROMETHEUS}))
+    if f"# TYPE {ONLY_ON_CUDA} gauge" in scrape:
+        series.append(Series(ONLY_ON_CUDA, {"device": "cuda:0", **LABELS_OF_PROMETHEUS}))
+    return series
+
+
+@pytest.fixture(scope="module")
+def series(running: ServiceProcess) -> list[Series]:
+    """What the running service gives Prometheus after a good and a bad image."""
+    assert [post_raw(running, image).status_code for image in (photographs()[0], b"no image")] == [200, 400]
+    return _read(requests.get(f"http://127.0.0.1:{running.metrics_port}/metrics", timeout=30).text)
+
+
+def _matches(matcher: Matcher, labels: Mapping[str, str]) -> bool:
+    value = labels.get(matcher.name, "")
+    if matcher.op in (MatchOp.Equal, MatchOp.NotEqual):
+        matches = value == matcher.value
+    else:
+        matches = re.fullmatch(matcher.value, value) is not None
+    return matches is (matcher.op in (MatchOp.Equal, MatchOp.Re))
+
+
+def _problem(expression: str, series: list[Series]) -> str | None:
+    """Why the expression cannot give anything on these series; None where it can."""
+    problems: list[str] = []
+    known: set[str] = set()
+
+    def look_at_selector(node: Expr) -> None:
+        if isinstance(node, VectorSelector):
+            named = [each for each in series if each.name == node.name]
+            labels = {label for each in named for label in each.labels}
+            matchers = node.matchers.matchers
+            known.update(labels)
+            problems.extend(f"{node.name} has no label {each.name}" for each in matchers if each.name not in labels)
+            if not any(all(_matches(matcher, each.labels) for matcher in matchers) for each in named):
+                problems.append(f"there is no series {node.prettify()}")
+
+    def look_at_labels(node: Expr) -> None:
+        if isinstance(node, AggregateExpr) and node.modifier:
+            problems.extend(f"nothing has a label {label}" for label in node.modifier.labels if label not in known)
+
+    try:
+        promql_parser.walk(promql_parser.parse(expression), look_at_selector, look_at_labels)
+    except ValueError as error:
+        return str(error)
+    return problems[0] if problems else None
+
+
+@pytest.mark.parametrize("where", EXPRESSIONS)
+def test_each_expression_asks_for_series_that_the_service_has(where: str, series: list[Series]) -> None:
+    assert _problem(EXPRESSIONS[where], series) is None
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "problem"),
+    [
+        ("embed_", "embedd_", "embedd_images_total has no label code"),
+        ("_total", "", "embed_images has no label code"),
+        ("code=", "kode=", "embed_images_total has no label kode"),
+        ("internal_error", "internal_fault", "there is no series embed_images_total"),
+        ("(job, instance)", "(job, host)", "nothing has a label host"),
+        ("[5m]", "", "expected type"),
+        ("))", ")", "unclosed"),
+        ("rate(", "rat(", "unknown function"),
+    ],
+)
+def test_a_broken_expression_is_told_apart(series: list[Series], right: str, wrong: str, problem: str) -> None:
+    expression = EXPRESSIONS["EmbedInternalErrors"]
+    assert _problem(expression, series) is None
+    assert problem in str(_problem(expression.replace(right, wrong), series))
+
+
+def test_each_alert_says_how_bad_it_is_and_what_to_do() -> None:
+    for rule in ALERTS:
+        assert rule["labels"]["severity"] in ("critical", "warning", "info")
+        assert rule["annotations"]["summary"] and len(rule["annotations"]["description"]) > 40
+    tested = yaml.safe_load((PROMETHEUS / "alerts_test.yml").read_text())["tests"]
+    assert [case["name"] for case in tested] == [rule["alert"] for rule in ALERTS]
+
+
+def test_no_panel_covers_another() -> None:
+    cells: list[tuple[int, int]] = []
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        columns = range(place["x"], place["x"] + place["w"])
+        cells += [(x, y) for x in columns for y in range(place["y"], place["y"] + place["h"])]
+    assert len(cells) == len(set(cells))
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+
+
+@needs_prometheus
+def test_each_alert_is_silent_at_rest_and_fires_alone() -> None:
+    assert _promtool("check", "config", "prometheus.yml") == 0
+    assert _promtool("test", "rules", "alerts_test.yml") == 0
+
+
+def _promtool(*arguments: str) -> int:
+    return subprocess.run(["promtool", *arguments], cwd=PROMETHEUS, timeout=120, check=False).returncode
+
+
+Ask = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def ask(running: ServiceProcess, series: list[Series], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
+    """The HTTP interface of a Prometheus with our configuration that has scraped the running service for a while."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    shutil.copy(PROMETHEUS / "alerts.yml", folder)
+    text = (PROMETHEUS / "prometheus.yml").read_text().replace("15s", "1s")
+    (folder / "prometheus.yml").write_text(text.replace("127.0.0.1:8002", f"127.0.0.1:{running.metrics_port}"))
+    (port,) = free_ports(1)
+    command = ["prometheus", "--config.file=prometheus.yml", "--storage.tsdb.path=data", "--log.level=warn"]
+
+    def get(path: str, **parameters: str) -> Any:
+        answer = requests.get(f"http://127.0.0.1:{port}/api/v1/{path}", params=parameters, timeout=30).json()
+        assert answer["status"] == "success", answer
+        return answer["data"]
+
+    def has_scraped_twice() -> bool:
+        with contextlib.suppress(requests.ConnectionError, requests.JSONDecodeError):
+            return bool(get("query", query="rate(embed_images_total[1m])")["result"])
+        return False
+
+    with subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"], cwd=folder) as process:
+        try:
+            wait_for(has_scraped_twice, seconds=60)
+            yield get
+        finally:
+            process.terminate()
+
+
+@needs_prometheus
+@pytest.mark.parametrize("where", EXPRESSIONS)
+def test_prometheus_evaluates_each_expression(where: str, ask: Ask) -> None:
+    result = ask("query", query=EXPRESSIONS[where])["result"]
+    if where not in {rule["alert"] for rule in ALERTS}:
+        assert result or ONLY_ON_CUDA in EXPRESSIONS[where]
+
+
+@needs_prometheus
+def test_prometheus_takes_the_rules_and_none_fires(ask: Ask) -> None:
+    def rules() -> list[Any]:
+        return [rule for group in ask("rules")["groups"] for rule in group["rules"]]
+
+    wait_for(lambda: all(rule["health"] != "unknown" for rule in rules()), seconds=60)
+    assert [(rule["name"], rule["health"]) for rule in rules()] == [(rule["alert"], "ok") for rule in ALERTS]
+    assert ask("alerts")["alerts"] == []
