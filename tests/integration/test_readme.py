@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import requests
 
 from service.settings import Settings
 from tests.integration.reference import REPOSITORY
@@ -44,6 +45,13 @@ def test_each_python_block_runs_and_prints_a_shape(running: ServiceProcess, fold
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
     assert re.match(r"[\[(]\d+, ?\d*[\])]", result.stdout), result.stdout
+
+
+def test_the_table_of_metrics_is_complete(running: ServiceProcess) -> None:
+    scrape = requests.get(f"http://127.0.0.1:{running.metrics_port}/metrics", timeout=30).text
+    measured = set(re.findall(r"^# TYPE (embed_\w+)", scrape, re.MULTILINE))
+    described = re.findall(r"^  \| `(embed_\w+)[{`]", README, re.MULTILINE)
+    assert sorted(described) == sorted(name for name in measured if not name.endswith("_created"))
 
 
 def test_the_table_of_settings_is_complete() -> None:
