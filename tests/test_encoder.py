@@ -405,3 +405,7 @@ def test_both_ways_into_the_encoder_are_measured(batch: Batch) -> None:
     value = metrics.registry.get_sample_value
     assert value("embed_batch_images_count") == 2 and value("embed_batch_images_sum") == 5
     assert value("embed_stage_seconds_count", {"stage": "encode"}) == 2
+    assert value("embed_encoder_failures_total") == 0
+    with pytest.raises(RuntimeError):
+        encoder.encode_pixel_values(batch.pixel_values[:2, :1])
+    assert value("embed_encoder_failures_total") == 1

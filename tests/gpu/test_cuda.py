@@ -137,6 +137,11 @@ def test_kernels_are_launched_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(list(callers.map(encoder.encode, _batches(encoder) * 2))) == 2 * len(SIZES)
 
 
+def test_the_memory_that_the_encoder_takes_is_known() -> None:
+    encoder = _encoder("base-224", "float32")
+    assert encoder.allocated_bytes() > 4 * 80_000_000, "the weights alone"
+
+
 def test_auto_is_the_first_cuda_device_in_a_dtype_it_has_units_for() -> None:
     (device,) = resolve_devices("auto")
     assert device == torch.device("cuda:0")
