@@ -29,10 +29,11 @@ ADMIN_CALLS = [
 
 
 class Guarded(NamedTuple):
-    """A service behind tokens and TLS, and the certificate that proves it."""
+    """A service behind tokens and TLS, and the certificate that both sides prove themselves with."""
 
     service: ServiceProcess
     certificate: Path
+    key: Path
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +46,11 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     request += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
     subprocess.run(request, check=True, capture_output=True, timeout=60)
     files = {"access-token-file": folder / "token", "admin-token-file": folder / "admin token"}
-    files |= {"grpc-tls-cert": certificate, "grpc-tls-key": key}
+    files |= {"grpc-tls-cert": certificate, "grpc-tls-key": key, "grpc-tls-client-ca": certificate}
     arguments = [word for name, path in files.items() for word in (f"--{name}", str(path))]
     with service(folder, *arguments) as running:
         wait_for(lambda: "ready: embed_image" in running.output())
-        yield Guarded(running, certificate)
+        yield Guarded(running, certificate, key)
 
 
 def _infer(running: ServiceProcess, headers: dict[str, str]) -> int:
@@ -68,15 +69,22 @@ def test_http_needs_the_token_but_not_to_see_whether_it_is_ready(guarded: Guarde
     assert requests.get(f"{running.url}/v2/health/ready", timeout=60).status_code == 200
 
 
-def _client(guarded: Guarded) -> tritonclient.grpc.InferenceServerClient:
-    address, certificate = f"127.0.0.1:{guarded.service.grpc_port}", str(guarded.certificate)
-    return tritonclient.grpc.InferenceServerClient(address, ssl=True, root_certificates=certificate)
+def _client(guarded: Guarded, *proof: Path) -> tritonclient.grpc.InferenceServerClient:
+    """A client that trusts the service, and proves itself with its key and certificate."""
+    key, chain = map(str, proof) if proof else (None, None)
+    return tritonclient.grpc.InferenceServerClient(
+        f"127.0.0.1:{guarded.service.grpc_port}",
+        ssl=True,
+        root_certificates=str(guarded.certificate),
+        private_key=key,
+        certificate_chain=chain,
+    )
 
 
 def test_grpc_needs_the_token_in_metadata_of_its_own_name(guarded: Guarded) -> None:
     images = [triton_input(tritonclient.grpc, [photographs()[0]])]
     value = BEARER["Authorization"]
-    with _client(guarded) as client:
+    with _client(guarded, guarded.key, guarded.certificate) as client:
         for headers in ({}, {"authorization": value}, {GRPC_TOKEN: TOKEN}):
             with pytest.raises(InferenceServerException, match="restricted"):
                 client.infer("embed_image", images, headers=headers)
@@ -84,11 +92,12 @@ def test_grpc_needs_the_token_in_metadata_of_its_own_name(guarded: Guarded) -> N
     assert result.as_numpy("EMBEDDING").shape == (1, 128)
 
 
-def test_grpc_speaks_nothing_but_tls(guarded: Guarded) -> None:
+def test_grpc_speaks_tls_with_clients_that_prove_themselves_and_nothing_else(guarded: Guarded) -> None:
     plain = tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{guarded.service.grpc_port}")
-    with plain, pytest.raises(InferenceServerException, match="UNAVAILABLE"):
-        plain.is_server_live()
-    with _client(guarded) as client:
+    for refused in (plain, _client(guarded)):
+        with refused, pytest.raises(InferenceServerException, match="UNAVAILABLE"):
+            refused.is_server_live()
+    with _client(guarded, guarded.key, guarded.certificate) as client:
         assert client.is_server_live()
 
 
