@@ -112,8 +112,14 @@ class EmbedPixelValues:
         """One response a request, in their order. Never raises."""
         return _answer(requests, self._read, self._embed, lambda code: None)
 
-    def _embed(self, rows: Sequence[PixelValues]) -> list[Embedding]:
-        return list(self._encoder.encode_pixel_values(np.stack(rows)))
+    def _embed(self, rows: Sequence[PixelValues]) -> list[Embedding | Fault]:
+        # Looked for in the embeddings, which are small and show it all: a NaN, an infinity, a number that overflows.
+        return [
+            embedding
+            if np.isfinite(embedding).all()
+            else InvalidTensor("PIXEL_VALUES must be finite, and small enough for an embedding that is finite, too")
+            for embedding in self._encoder.encode_pixel_values(np.stack(rows))
+        ]
 
     def _read(self, request: Request) -> _Readable[PixelValues]:
         parameters = self._defaults.of(request)

@@ -65,7 +65,7 @@ class TooManyPixels(ClientFault):
 
 
 class InvalidTensor(ClientFault):
-    """An input tensor of another shape than the contract's."""
+    """An input tensor of another shape than the contract's, or with values that have no embedding."""
 
     code = "invalid_tensor"
 

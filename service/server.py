@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 _DEMO_CHECKPOINT = Path(__file__).parent / "demo" / "checkpoint"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LOOK_SECONDS = 0.5
+_STUB_SPARE_BYTES = 2**28
 _JSON_REQUEST = (
     '{"inputs":[{"name":"INPUT_IMAGE","shape":[1,1],"datatype":"BYTES","data":["&"]}],'
     '"parameters":{"base64_encoded":true}}'
@@ -257,7 +258,9 @@ def _build_triton(
         # By then everything is answered; it only bounds how long idle keep-alive connections hold up the end.
         exit_timeout_secs=1,
     )
-    return SupervisedTriton(config, workspace, access, verbose=settings.log_level == "debug")
+    # The largest batch of images that are let in, as base64 text.
+    stub_bytes = settings.max_batch_size * settings.max_image_bytes * 4 // 3 + _STUB_SPARE_BYTES
+    return SupervisedTriton(config, workspace, access, stub_bytes, verbose=settings.log_level == "debug")
 
 
 def _bind_models(

@@ -190,6 +190,13 @@ def test_prepared_pixels_find_their_way_back_too() -> None:
     np.testing.assert_allclose(_rows(second), [[1 / 3**0.5] * 3], rtol=1e-6)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_an_embedding_that_is_not_finite_is_the_fault_of_its_row(value: float) -> None:
+    wrong, right = EmbedPixelValues(FakeEncoder(), DEFAULTS)([_pixels(1, value), _pixels(3)])
+    assert _fault(wrong).startswith("INVALID_ARG invalid_tensor: row 1: PIXEL_VALUES must be finite")
+    assert _rows(right) == [[3, 3, 3]]
+
+
 @pytest.mark.parametrize(
     "answer",
     [

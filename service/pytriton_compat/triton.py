@@ -82,13 +82,16 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
     `drain()`, `stop()`.
     """
 
-    def __init__(self, config: TritonConfig, workspace: Path, access: Access, verbose: bool) -> None:
+    def __init__(self, config: TritonConfig, workspace: Path, access: Access, stub_bytes: int, verbose: bool) -> None:
         """Prepare a server in the new folder `workspace`.
 
         Args:
+            stub_bytes: the most shared memory of a stub; a batch that needs more is answered with 500, and none of it
+                stays.
             verbose: log Triton's own information, too, not only its warnings and errors.
         """
         self._access = access
+        self._stub_bytes = stub_bytes
         self._triton_server_config: TritonServerConfig
         # A local model store makes tritonserver load every model before it listens: a port that answers is a service
         # that answers. PyTriton's default opens the ports first, and a server without models reports ready.
@@ -158,6 +161,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
                 return False
         self._processes = self._living_processes()
         self._hide_tokens()
+        self._limit_shared_memory()
         self._serving = True
         return True
 
@@ -231,6 +235,11 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         for segment in Path("/dev/shm").glob(f"{self._segments}*"):
             segment.unlink(missing_ok=True)
         return stopped
+
+    def _limit_shared_memory(self) -> None:
+        """A stub's shared memory grows with its largest batch and never shrinks. It is a file, which can be limited."""
+        for process in self._processes:
+            process.rlimit(psutil.RLIMIT_FSIZE, (self._stub_bytes, self._stub_bytes))
 
     def _hide_tokens(self) -> None:
         """Every user of a machine can read the command lines of its processes; tritonserver has read its own by now."""

@@ -1,0 +1,460 @@
+"""Malformed requests: what each is answered with, and that it costs the next request nothing.
+
+The corpus is three tables of what is sent and what comes back. Most of it is refused by Triton's front ends, before any
+code of the service runs; rows marked `Triton:` state what Triton does where another answer would be the right one.
+"""
+
+import base64
+import gzip
+import http.client
+import json
+import socket
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import grpc  # type: ignore[import-untyped]
+import numpy as np
+import psutil
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from tests.images import sample
+from tests.integration.clients import RAW_HEADERS, post_raw, read_raw_answer
+from tests.integration.service_process import ServiceProcess
+
+INFER = "/v2/models/embed_image/infer"
+SIGLIP = "/v2/models/siglip/infer"
+IMAGE = sample("one_pixel").data
+TEXT = base64.b64encode(IMAGE).decode()
+ELEMENT = struct.pack("<I", len(IMAGE)) + IMAGE
+SHORT = struct.pack("<I", len(IMAGE) - 1) + IMAGE
+BASE64 = {"base64_encoded": True}
+PIXELS = np.zeros((1, 3, 64, 64), np.float32)
+LONG = "x" * 100_000
+
+
+class Http(NamedTuple):
+    """A request over HTTP, and the answer to it: `status` None is a connection closed without one."""
+
+    name: str
+    status: int | None
+    message: str  # the beginning of the error; empty for an embedding
+    body: bytes
+    headers: Mapping[str, str] = MappingProxyType(
+        {}
+    )  # Content-Length is added where neither it nor Transfer-Encoding is among them
+    path: str = INFER
+    method: str = "POST"
+    half_closed: bool = False  # the client says that no more will come
+
+
+def with_nan(value: float) -> bytes:
+    """Pixel values with one that is not a colour."""
+    pixels = PIXELS.copy()
+    pixels[0, 1, 5, 5] = value
+    return pixels.tobytes()
+
+
+def tensor(**changes: Any) -> dict[str, Any]:
+    """A good tensor with fields changed; None leaves one out."""
+    fields = {"name": "INPUT_IMAGE", "shape": [1, 1], "datatype": "BYTES", "data": [TEXT], **changes}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def request(**changes: Any) -> bytes:
+    """A good JSON request with fields of its tensor changed."""
+    return whole(inputs=[tensor(**changes)])
+
+
+def whole(**changes: Any) -> bytes:
+    """A good JSON request with other fields changed."""
+    return json.dumps({"inputs": [tensor()], "parameters": BASE64, **changes}).encode()
+
+
+def binary(payload: bytes = ELEMENT, header_length: str = "", **changes: Any) -> dict[str, Any]:
+    """Body and headers of a request by the binary tensor extension."""
+    size = changes.pop("size", len(payload))
+    tensor = {"name": "INPUT_IMAGE", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": size}}
+    header = json.dumps({"inputs": [{**tensor, **changes}]}).encode()
+    return {"body": header + payload, "headers": {"Inference-Header-Content-Length": header_length or str(len(header))}}
+
+
+def pixels(payload: bytes = PIXELS.tobytes(), **changes: Any) -> dict[str, Any]:
+    """A request to the PIXEL_VALUES model."""
+    tensor = {"name": "PIXEL_VALUES", "datatype": "FP32", "shape": [1, 3, 64, 64]}
+    return {**binary(payload, **{**tensor, **changes}), "path": SIGLIP}
+
+
+def chunked(content: bytes) -> bytes:
+    return b"%x\r\n%s\r\n0\r\n\r\n" % (len(content), content)
+
+
+NO_JSON = "failed to parse the request JSON buffer: "
+NO_NUMBER = "attempt to access JSON non-unsigned-integer as unsigned-integer"
+PARSE = "Unable to parse "
+ID = "[request id: <id_unknown>] "
+CHUNKED = {**RAW_HEADERS, "Transfer-Encoding": "chunked"}
+GZIP = {**RAW_HEADERS, "Content-Encoding": "gzip"}
+
+HTTP = [
+    # Triton: JSON that it cannot read is its own fault (500). Which JSON that is, is for the next table.
+    Http("no body", 400, "empty_input: ", b""),
+    Http("no JSON", 500, NO_JSON + "Missing a name", b"{nope"),
+    Http("JSON cut short", 500, NO_JSON + "Invalid value", request()[:-5]),
+    Http("more behind the JSON", 500, NO_JSON + "The document root must not be", request() + b"xx"),
+    Http("another JSON", 500, PARSE + "'inputs': ", b"[]"),
+    Http("JSON of nothing", 500, PARSE + "'inputs': ", b"{}"),
+    Http("inputs that are no list", 500, PARSE + "'inputs': ", b'{"inputs":{}}'),
+    Http("no inputs", 400, ID + "expected 1 inputs but got 0", b'{"inputs":[]}'),
+    Http("inputs that are numbers", 400, "Input must set only one of", b'{"inputs":[1]}'),
+    Http("two inputs", 400, ID + "expected 1 inputs but got 2", whole(inputs=[tensor(), tensor(name="X")])),
+    Http("UTF-16", 500, NO_JSON, request().decode().encode("utf-16")),
+    Http("invalid UTF-8 in base64", 400, "invalid_base64: ", request(data=["AAAA"]).replace(b"AAAA", b"\xff\xfe\xc3(")),
+    Http("invalid UTF-8 in a name", 400, "unexpected inference input", request(name="AA").replace(b"AA", b"\xff\xfe")),
+    Http("NaN in a shape", 500, PARSE + "'shape': " + NO_NUMBER, request(shape=[float("nan"), 1])),
+    Http("a huge number", 500, NO_JSON + "Number too big", request(shape=[10**400, 1])),
+    Http("nested 100,000 deep", 500, NO_JSON, b"[" * 100_000),
+    Http("the first of two inputs is empty", 400, ID + "expected 1 inputs", b'{"inputs":[],' + request()[1:]),
+    Http("a number as id", 500, PARSE + "'id'", whole(id=5)),
+    # Triton: accepted, though no client should send them.
+    Http("nested data", 200, "", request(data=[[[[TEXT]]]])),
+    Http("an unknown field", 200, "", whole(unknown=1)),
+    Http("the second of two inputs is empty", 200, "", request()[:-1] + b',"inputs":[]}'),
+    Http("a byte order mark", 200, "", b"\xef\xbb\xbf" + request()),
+    Http("an id of several lines", 200, "", whole(id="a\nTraceback")),
+    # The tensor.
+    Http("no name", 500, PARSE + "'name'", request(name=None)),
+    Http("a wrong name", 400, "unexpected inference input 'IMAGE'", request(name="IMAGE")),
+    Http("a long name", 400, "unexpected inference input 'xxx", request(name=LONG)),
+    Http("no shape", 500, PARSE + "'shape'", request(shape=None)),
+    Http("a text as shape", 500, PARSE + "'shape'", request(shape="1")),
+    Http("texts in a shape", 500, PARSE + "'shape': " + NO_NUMBER, request(shape=["1", "1"])),
+    Http("fractions in a shape", 500, PARSE + "'shape': " + NO_NUMBER, request(shape=[1.0, 1])),
+    Http("a negative shape", 500, PARSE + "'shape': " + NO_NUMBER, request(shape=[-1, 1])),
+    Http("a shape over 64 bits", 500, PARSE + "'shape': " + NO_NUMBER, request(shape=[2**64, 1])),
+    Http("a shape of no dimension", 400, ID + "input 'INPUT_IMAGE' has no shape", request(shape=[])),
+    Http("a shape of one dimension", 400, ID + "unexpected shape", request(shape=[1])),
+    Http("a shape of three dimensions", 400, ID + "unexpected shape", request(shape=[1, 1, 1])),
+    Http("a shape of many dimensions", 400, ID + "unexpected shape", request(shape=[1] * 10_000)),
+    Http("two columns", 400, ID + "unexpected shape", request(shape=[1, 2], data=[TEXT] * 2)),
+    Http("no rows", 400, ID + "expected 1 string elements", request(shape=[0, 1], data=[])),
+    Http("too few rows", 400, ID + "expected 2 string elements", request(shape=[2, 1])),
+    Http("too many rows", 400, ID + "unexpected number of string", request(data=[TEXT] * 2)),
+    Http("rows of 2^31", 400, ID + "expected 2147483648 string", request(shape=[2**31, 1])),
+    Http("rows of 2^63 - 1", 400, ID + "expected 4294967295 string", request(shape=[2**63 - 1, 1])),
+    Http("rows of 2^32", 400, "invalid_tensor: INPUT_IMAGE must have the shape", request(shape=[2**32, 1])),
+    Http("rows of 2^63", 400, "invalid_tensor: INPUT_IMAGE must have the shape", request(shape=[2**63, 1])),
+    Http("Triton: rows of 2^32 + 1 are one", 200, "", request(shape=[2**32 + 1, 1])),
+    Http("61 rows", 400, ID + "inference request batch-size must be <= 60", request(shape=[61, 1], data=[TEXT] * 61)),
+    Http("no datatype", 500, PARSE + "'datatype'", request(datatype=None)),
+    Http("an unknown datatype", 400, "invalid datatype for input", request(datatype="IMAGE")),
+    Http("a datatype in small letters", 400, "invalid datatype for input", request(datatype="bytes")),
+    Http("another datatype", 400, ID + "inference input 'INPUT_IMAGE' data-type is 'FP32'",
+         request(datatype="FP32", data=[1.0])),
+    Http("texts of another datatype", 500, PARSE + "'data'", request(datatype="FP32")),
+    Http("no data", 400, "Input must set only one of", request(data=None)),
+    Http("a text as data", 500, PARSE + "'data'", request(data=TEXT)),
+    Http("numbers as images", 500, PARSE + "JSON bytes array", request(data=[1])),
+    Http("null as image", 500, PARSE + "JSON bytes array", request(data=[None])),
+    Http("an empty image", 400, "empty_input: ", request(data=[""])),
+    Http("base64 with line breaks", 400, "invalid_base64: ", request(data=[TEXT[:40] + "\n" + TEXT[40:]])),
+    Http("base64 in a data URI", 400, "invalid_base64: the row starts with a data:",
+         request(data=["data:image/png;base64," + TEXT])),
+    # Parameters and outputs.
+    Http("parameters that are null", 500, "failed to get request params", whole(parameters=None)),
+    Http("a list as parameter", 400, "parameter 'base64_encoded' has", whole(parameters={"base64_encoded": [1]})),
+    Http("a number as bool", 400, "invalid_parameter: base64_encoded ", whole(parameters={"base64_encoded": 1})),
+    Http("a fraction as bool", 400, "invalid_parameter: base64_encoded ", whole(parameters={"base64_encoded": 1.5})),
+    Http("2^63 as bool", 400, "invalid_parameter: base64_encoded ", whole(parameters={"base64_encoded": 2**63})),
+    Http("an empty name", 400, "invalid_parameter: there is no parameter ''", whole(parameters={"": True})),
+    Http("a long name", 400, "invalid_parameter: there is no parameter 'xxx", whole(parameters={LONG: True})),
+    Http("a line break", 400, r"invalid_parameter: there is no parameter 'a\nb'", whole(parameters={"a\nb": True})),
+    Http("a zero", 500, "parameter key 'a' was not found", whole(parameters={"a\0b": True})),
+    Http("a reserved name", 400, "parameter keys starting with 'triton_'", whole(parameters={"triton_x": True})),
+    Http("a negative timeout", 500, PARSE + "'timeout': " + NO_NUMBER, whole(parameters={"timeout": -1})),
+    Http("a negative priority", 500, PARSE + "'priority': " + NO_NUMBER, whole(parameters={"priority": -1})),
+    Http("a negative sequence", 500, PARSE + "'sequence_id'", whole(parameters={"sequence_id": -1})),
+    Http("binary output as text", 500, PARSE + "'binary_data_output'", whole(parameters={"binary_data_output": "x"})),
+    Http("the first of two values counts", 400, "unsupported_format: ",
+         request().replace(b": true", b': false, "base64_encoded": true')),
+    Http("Triton: sequence, priority and timeout mean nothing", 200, "",
+         whole(parameters={**BASE64, "sequence_id": 7, "sequence_start": True, "priority": 1, "timeout": 1})),
+    Http("an unknown output", 400, "unexpected inference output 'X'", whole(outputs=[{"name": "X"}])),
+    Http("an output without name", 500, PARSE + "'name'", whole(outputs=[{}])),
+    Http("outputs that are null", 500, PARSE + "'outputs'", whole(outputs=None)),
+    Http("a negative classification", 500, "Unable to set 'classification'",
+         whole(outputs=[{"name": "EMBEDDING", "parameters": {"classification": -3}}])),
+    Http("an output to shared memory", 404, "Unable to find shared memory region",
+         whole(outputs=[{"name": "EMBEDDING", "parameters":
+                         {"shared_memory_region": "x", "shared_memory_byte_size": 512}}])),
+    Http("an input from shared memory", 404, "Unable to find shared memory region",
+         request(data=None, parameters={"shared_memory_region": "x", "shared_memory_byte_size": 10})),
+    Http("shared memory and data", 400, "Input must set only one of",
+         request(parameters={"shared_memory_region": "x", "shared_memory_byte_size": 10})),
+    # The binary tensor extension.
+    Http("a length too small", 400, ID + "incomplete string length", **binary(SHORT)),
+    Http("a length too large", 400, "incomplete string data", **binary(struct.pack("<I", len(IMAGE) + 1) + IMAGE)),
+    Http("the largest length", 400, "incomplete string data", **binary(b"\xff" * 4 + IMAGE)),
+    Http("a length alone", 400, "empty_input: ", **binary(bytes(4))),
+    Http("half a length", 400, ID + "incomplete string length", **binary(b"\1\0")),
+    Http("bytes behind", 400, ID + "incomplete string length", **binary(ELEMENT + b"xx")),
+    Http("two elements for one row", 400, ID + "unexpected number of string", **binary(ELEMENT * 2)),
+    Http("a size too small", 400, "unexpected additional input data", **binary(size=10)),
+    Http("a size too large", 400, "unexpected size for input", **binary(size=10**9)),
+    Http("a size of 2^64 - 1", 400, "unexpected size for input", **binary(size=2**64 - 1)),
+    Http("a negative size", 500, PARSE + "'binary_data_size': " + NO_NUMBER, **binary(size=-1)),
+    Http("a text as size", 500, PARSE + "'binary_data_size': " + NO_NUMBER, **binary(size="10")),
+    Http("a header too long", 400, "inference header size should be in range", **binary(header_length="999999999")),
+    Http("a negative header", 400, "inference header size should be in range", **binary(header_length="-1")),
+    Http("a header over 64 bits", 400, "inference header size should be in range", **binary(header_length="9" * 20)),
+    Http("half a header", 500, NO_JSON, **binary(header_length="5")),
+    Http("Triton: a text as header length is 0", 400, "unsupported_format: ", **binary(header_length="abc")),
+    Http("raw without its header", 500, NO_JSON, IMAGE, {"Content-Type": "application/octet-stream"}),
+    Http("raw without an image", 400, "empty_input: ", b"", RAW_HEADERS),
+    # Prepared pixels.
+    Http("pixels with NaN", 400, "invalid_tensor: PIXEL_VALUES must be finite", **pixels(with_nan(np.nan))),
+    Http("pixels with infinity", 400, "invalid_tensor: PIXEL_VALUES must be finite", **pixels(with_nan(-np.inf))),
+    Http("pixels of 4 bytes too few", 400, ID + "input byte size mismatch", **pixels(PIXELS.tobytes()[4:])),
+    Http("no pixels", 400, ID + "input byte size mismatch", **pixels(b"")),
+    Http("pixels of 2 rows in 1", 400, ID + "input byte size mismatch", **pixels(shape=[2, 3, 64, 64])),
+    Http("pixels of no rows", 400, ID + "input byte size mismatch", **pixels(b"", shape=[0, 3, 64, 64])),
+    Http("pixels of 2^32 rows", 400, "invalid_tensor: ", **pixels(shape=[2**32, 3, 64, 64])),
+    Http("pixels of 2^62 rows", 400, "invalid_tensor: ", **pixels(shape=[2**62, 3, 64, 64])),
+    Http("pixels with channels last", 400, ID + "unexpected shape", **pixels(shape=[1, 64, 64, 3])),
+    Http("pixels in half precision", 400, ID + "inference input", **pixels(bytes(24576), datatype="FP16")),
+    Http("an image as pixels", 400, ID + "input byte size mismatch", IMAGE, RAW_HEADERS, SIGLIP),
+    # Encodings.
+    Http("gzip", 200, "", gzip.compress(IMAGE), GZIP),
+    Http("deflate", 200, "", zlib.compress(IMAGE), {**RAW_HEADERS, "Content-Encoding": "deflate"}),
+    Http("gzip of nothing", 400, "nothing to be decompressed", b"", GZIP),
+    Http("gzip that says nothing", 400, "unsupported_format: ", gzip.compress(IMAGE), RAW_HEADERS),
+    Http("gzip twice", 400, "unsupported_format: ", gzip.compress(gzip.compress(IMAGE)), GZIP),
+    Http("Triton: plain as gzip is empty", 400, "empty_input: ", IMAGE, GZIP),
+    Http("Triton: gzip cut short is a part", 400, "corrupt_image: ", gzip.compress(IMAGE)[:-30], GZIP),
+    Http("Triton: a wrong checksum of gzip", 200, "", gzip.compress(IMAGE)[:-8] + bytes(8), GZIP),
+    Http("brotli", 501, "Unsupported compression type", IMAGE, {**RAW_HEADERS, "Content-Encoding": "br"}),
+    Http("two encodings", 501, "Unsupported compression", IMAGE, {**RAW_HEADERS, "Content-Encoding": "gzip, gzip"}),
+    Http("a media type of its own", 200, "", request(), {"Content-Type": "text/xml"}),
+    Http("multipart", 500, NO_JSON, IMAGE, {"Content-Type": "multipart/form-data; boundary=x"}),
+    # Lengths of the body.
+    Http("chunked", 200, "", chunked(IMAGE), CHUNKED),
+    Http("a chunk of no number", None, "", b"zz\r\nabc\r\n0\r\n\r\n", CHUNKED),
+    Http("a negative chunk", None, "", b"-1\r\nabc\r\n0\r\n\r\n", CHUNKED),
+    Http("no last chunk", None, "", chunked(IMAGE)[:-5], CHUNKED, half_closed=True),
+    Http("a length too large", None, "", IMAGE, {**RAW_HEADERS, "Content-Length": "99999"}, half_closed=True),
+    Http("a negative length", None, "", IMAGE, {**RAW_HEADERS, "Content-Length": "-1"}),
+    Http("a length over 64 bits", None, "", IMAGE, {**RAW_HEADERS, "Content-Length": "9" * 20}),
+    Http("a length too small", 400, "corrupt_image: ", IMAGE, {**RAW_HEADERS, "Content-Length": "30"}),
+    Http("Triton: no length is an empty body", 400, "empty_input: ", IMAGE, {**RAW_HEADERS, "Content-Length": ""}),
+    Http("a header of 100 KB", None, "", IMAGE, {**RAW_HEADERS, "X": LONG}),
+    # Methods and paths.
+    *(Http(method, 405, "Method Not Allowed", b"", method=method) for method in ("GET", "PUT", "DELETE", "BREW")),
+    Http("another model", 404, "Request for unknown model: 'nope'", request(), path="/v2/models/nope/infer"),
+    Http("another version", 404, "Request for unknown", request(), path="/v2/models/embed_image/versions/2/infer"),
+    Http("a version of 20 digits", 400, "failed to get model version", request(),
+         path=f"/v2/models/embed_image/versions/{'9' * 20}/infer"),
+    Http("a version of letters", 404, "Not Found", request(), path="/v2/models/embed_image/versions/abc/infer"),
+    Http("a path upwards", 404, "Request for unknown model: '..'", request(), path="/v2/models/../infer"),
+    Http("a zero in a path", 404, "Request for unknown model", request(), path="/v2/models/embed_image%00/infer"),
+    Http("no path", 404, "Not Found", request(), path="/"),
+    Http("the generate extension", 400, "parameter 'inputs' has invalid type", request(),
+         path="/v2/models/embed_image/generate"),
+    *(
+        Http(path, 403, "This API is restricted", b"{}", path=f"/v2/{path}")
+        for path in (
+            "repository/index", "repository/models/embed_image/unload", "systemsharedmemory/region/x/register",
+            "cudasharedmemory/status", "trace/setting", "logging",
+        )
+    ),
+]  # fmt: skip
+
+
+def grpc_request(shape: tuple[int, ...] = (1, 1), **changes: Any) -> Any:
+    """A good gRPC request with some of it changed."""
+    message = service_pb2.ModelInferRequest(
+        model_name=changes.get("model", "embed_image"), model_version=changes.get("version", "")
+    )
+    tensor = message.inputs.add()
+    tensor.name, tensor.datatype = changes.get("name", "INPUT_IMAGE"), changes.get("datatype", "BYTES")
+    tensor.shape.extend(shape)
+    for kind, values in changes.get("contents", {}).items():
+        getattr(tensor.contents, kind).extend(values)
+    for name, (kind, value) in changes.get("parameters", {}).items():
+        setattr(message.parameters[name], kind, value)
+    for name in changes.get("outputs", ()):
+        message.outputs.add().name = name
+    message.raw_input_contents.extend(changes.get("raw", (ELEMENT,)))
+    return message
+
+
+def grpc_pixels(raw: bytes = PIXELS.tobytes(), shape: tuple[int, ...] = (1, 3, 64, 64)) -> Any:
+    return grpc_request(shape, raw=(raw,), name="PIXEL_VALUES", datatype="FP32", model="siglip")
+
+
+BYTES_AND_FLOATS = {"bytes_contents": [IMAGE], "fp32_contents": [1.0]}
+
+GRPC = [
+    ("nothing at all", "NOT_FOUND", "Request for unknown model: ''", service_pb2.ModelInferRequest()),
+    ("no inputs", "INVALID_ARGUMENT", ID + "expected 1 inputs but got 0",
+     service_pb2.ModelInferRequest(model_name="embed_image", raw_input_contents=[ELEMENT])),
+    ("another model", "NOT_FOUND", "Request for unknown model: 'nope'", grpc_request(model="nope")),
+    ("another version", "NOT_FOUND", "Request for unknown model", grpc_request(version="2")),
+    ("a version of letters", "INVALID_ARGUMENT", "failed to get model version", grpc_request(version="abc")),
+    ("a negative version", "INVALID_ARGUMENT", "invalid model version", grpc_request(version="-1")),
+    ("a wrong name", "INVALID_ARGUMENT", "unexpected inference input 'X'", grpc_request(name="X")),
+    ("a wrong datatype", "INVALID_ARGUMENT", ID + "inference input", grpc_request(datatype="FP32")),
+    ("no datatype", "INVALID_ARGUMENT", ID + "inference input", grpc_request(datatype="")),
+    ("an unknown output", "INVALID_ARGUMENT", "unexpected inference output 'X'", grpc_request(outputs=["X"])),
+    ("no contents", "INVALID_ARGUMENT", "unable to find data for input tensor", grpc_request(raw=())),
+    ("both contents", "INVALID_ARGUMENT", "contents field must not be specified when using raw_input_contents",
+     grpc_request(contents={"bytes_contents": [IMAGE]})),
+    ("contents", "OK", "", grpc_request(raw=(), contents={"bytes_contents": [IMAGE]})),
+    ("contents of another type", "INVALID_ARGUMENT", "unexpected explicit tensor data",
+     grpc_request(raw=(), contents={"fp32_contents": [1.0]})),
+    ("contents of two types", "INVALID_ARGUMENT", "unexpected explicit tensor data",
+     grpc_request(raw=(), contents=BYTES_AND_FLOATS)),
+    ("contents of two rows in one", "INVALID_ARGUMENT", ID + "unexpected number of string elements",
+     grpc_request(raw=(), contents={"bytes_contents": [IMAGE] * 2})),
+    ("Triton: the second of two raw contents is forgotten", "OK", "", grpc_request(raw=(ELEMENT, b"more"))),
+    ("empty raw contents", "INVALID_ARGUMENT", ID + "expected 1 string elements", grpc_request(raw=(b"",))),
+    ("half a length", "INVALID_ARGUMENT", ID + "incomplete string length", grpc_request(raw=(b"abc",))),
+    ("an image without its length", "INVALID_ARGUMENT", "incomplete string data", grpc_request(raw=(IMAGE,))),
+    ("a length too large", "INVALID_ARGUMENT", "incomplete string data", grpc_request(raw=(b"\xff" * 4 + IMAGE,))),
+    ("a length too small", "INVALID_ARGUMENT", ID + "incomplete string", grpc_request(raw=(SHORT,))),
+    ("a length of nothing", "INVALID_ARGUMENT", "empty_input: ", grpc_request(raw=(bytes(4),))),
+    ("bytes behind", "INVALID_ARGUMENT", ID + "incomplete string length", grpc_request(raw=(ELEMENT + b"xx",))),
+    ("no dimensions", "INVALID_ARGUMENT", ID + "input 'INPUT_IMAGE' has no shape", grpc_request(())),
+    ("one dimension", "INVALID_ARGUMENT", ID + "unexpected shape", grpc_request((1,))),
+    ("negative rows", "INVALID_ARGUMENT", ID + "expected 4294967295 string elements", grpc_request((-1, 1))),
+    ("negative columns", "INVALID_ARGUMENT", ID + "All input dimensions should be", grpc_request((1, -1))),
+    ("no rows", "INVALID_ARGUMENT", "invalid_tensor: ", grpc_request((0, 1))),
+    ("too few rows", "INVALID_ARGUMENT", ID + "expected 2 string elements", grpc_request((2, 1))),
+    ("61 rows", "INVALID_ARGUMENT", ID + "inference request batch-size", grpc_request((61, 1), raw=(ELEMENT * 61,))),
+    ("2^32 rows", "INVALID_ARGUMENT", "invalid_tensor: ", grpc_request((2**32, 1))),
+    ("-2^63 rows", "INVALID_ARGUMENT", "invalid_tensor: ", grpc_request((-(2**63), 1))),
+    ("Triton: 2^32 + 1 rows are one", "OK", "", grpc_request((2**32 + 1, 1))),
+    ("a text as bool", "INVALID_ARGUMENT", "invalid_parameter: base64_encoded ",
+     grpc_request(parameters={"base64_encoded": ("string_param", "true")})),
+    ("a NaN as bool", "INVALID_ARGUMENT", "invalid_parameter: normalize ",
+     grpc_request(parameters={"normalize": ("double_param", float("nan"))})),
+    ("an unsigned number", "INVALID_ARGUMENT", "invalid value type for 'x' parameter",
+     grpc_request(parameters={"x": ("uint64_param", 2**64 - 1)})),
+    ("an unknown parameter", "INVALID_ARGUMENT", "invalid_parameter: there is no parameter 'binary_data_output'",
+     grpc_request(parameters={"binary_data_output": ("bool_param", True)})),
+    ("a reserved parameter", "INVALID_ARGUMENT", "parameter keys starting with 'triton_'",
+     grpc_request(parameters={"triton_x": ("bool_param", True)})),
+    ("a negative priority", "INVALID_ARGUMENT", "invalid value for 'priority'",
+     grpc_request(parameters={"priority": ("int64_param", -1)})),
+    ("Triton: a negative timeout means nothing", "OK", "", grpc_request(parameters={"timeout": ("int64_param", -1)})),
+    ("pixels with NaN", "INVALID_ARGUMENT", "invalid_tensor: PIXEL_VALUES must be fin", grpc_pixels(with_nan(np.nan))),
+    ("pixels of a byte too few", "INVALID_ARGUMENT", ID + "input byte size mismatch", grpc_pixels(bytes(49151))),
+    ("pixels of 2^40 rows", "INVALID_ARGUMENT", "invalid_tensor: ", grpc_pixels(shape=(2**40, 3, 64, 64))),
+    ("pixels of negative rows", "INVALID_ARGUMENT", ID + "input byte size", grpc_pixels(shape=(-1, 3, 64, 64))),
+    ("pixels of negative sides", "INVALID_ARGUMENT", ID + "unexpected shape", grpc_pixels(shape=(1, 3, -64, -64))),
+    # Triton: bytes that are no message are its own fault.
+    ("no message", "INTERNAL", "Unable to parse request", b"\xff\xff\xff\xff"),
+    ("a message cut short", "INTERNAL", "Unable to parse request", grpc_request().SerializeToString()[:-10]),
+    ("a length that lies", "INTERNAL", "Unable to parse request", b"\x0a\xff\xff\xff\xff\x0f"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def unharmed(running: ServiceProcess) -> Iterator[ServiceProcess]:
+    """The service, which is the same ready one afterwards, and has nothing to tell of what was done to it."""
+    family, read = running.family(), len(running.output())
+    yield running
+    assert running.family() == family and psutil.STATUS_ZOMBIE not in {process.status() for process in family}
+    assert running.is_ready()
+    assert "Traceback" not in running.output()[read:]
+
+
+@pytest.fixture(scope="module")
+def alone(unharmed: ServiceProcess) -> np.ndarray[Any, Any]:
+    """The embedding of the good image."""
+    return read_raw_answer(post_raw(unharmed, IMAGE))
+
+
+def ask(service: ServiceProcess, case: Http) -> tuple[int | None, str]:
+    """Status and error message of the answer."""
+    headers = {"Host": "test", **case.headers}
+    if not {"Content-Length", "Transfer-Encoding"} & set(headers):
+        headers["Content-Length"] = str(len(case.body))
+    lines = [f"{case.method} {case.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+    with socket.create_connection(("127.0.0.1", service.http_port), timeout=60) as connection:
+        try:
+            connection.sendall("\r\n".join([*lines, "", ""]).encode() + case.body)
+            if case.half_closed:
+                connection.shutdown(socket.SHUT_WR)
+            response = http.client.HTTPResponse(connection, method=case.method)
+            response.begin()
+        except (ConnectionError, http.client.RemoteDisconnected):
+            return None, ""
+        content = response.read().decode(errors="replace")
+    return response.status, "" if response.status == 200 else json.loads(content)["error"]
+
+
+@pytest.mark.parametrize("case", HTTP, ids=[case.name for case in HTTP])
+def test_http(unharmed: ServiceProcess, alone: np.ndarray[Any, Any], case: Http) -> None:
+    status, message = ask(unharmed, case)
+    assert (status, message[: len(case.message)]) == (case.status, case.message), message[:500]
+    assert "Traceback" not in message and "\n" not in message
+    np.testing.assert_array_equal(read_raw_answer(post_raw(unharmed, IMAGE)), alone)
+
+
+@pytest.fixture(scope="module")
+def channel(unharmed: ServiceProcess) -> Iterator[grpc.Channel]:
+    """A connection that sends messages of any size."""
+    address, options = f"127.0.0.1:{unharmed.grpc_port}", [("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(address, options) as channel:
+        yield channel
+
+
+def ask_grpc(channel: grpc.Channel, message: Any) -> tuple[str, str, bytes]:
+    """Status, error message and first output of the answer to a message or to the bytes of one."""
+    call = channel.unary_unary(
+        "/inference.GRPCInferenceService/ModelInfer",
+        request_serializer=lambda each: each if isinstance(each, bytes) else each.SerializeToString(),
+        response_deserializer=service_pb2.ModelInferResponse.FromString,
+    )
+    try:
+        return "OK", "", call(message, timeout=60).raw_output_contents[0]
+    except grpc.RpcError as error:
+        return error.code().name, error.details() or "", b""
+
+
+@pytest.mark.parametrize(("status", "expected", "message"), [case[1:] for case in GRPC], ids=[case[0] for case in GRPC])
+def test_grpc(channel: grpc.Channel, alone: np.ndarray[Any, Any], status: str, expected: str, message: Any) -> None:
+    answered, details, _ = ask_grpc(channel, message)
+    assert (answered, details[: len(expected)]) == (status, expected), details[:500]
+    assert ask_grpc(channel, grpc_request())[2] == alone.tobytes()
+
+
+def test_a_grpc_stream_goes_on_after_each_bad_request(channel: grpc.Channel) -> None:
+    stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+    bad = [grpc_request((2**32, 1)), grpc_request(model="nope"), grpc_request(raw=(IMAGE[:2],)), grpc_request(name="X")]
+    requests = [each for pair in zip(bad, [grpc_request()] * len(bad), strict=True) for each in pair]
+    answers = list(stub.ModelStreamInfer(iter(requests), timeout=60))
+    assert sorted(bool(answer.error_message) for answer in answers) == [False] * 4 + [True] * 4
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_200_mb_are_refused(
+    unharmed: ServiceProcess, channel: grpc.Channel, alone: np.ndarray[Any, Any], protocol: str
+) -> None:
+    """Triton reads them all: it is the proxy in front that refuses them at once."""
+    image, limit = bytes(200 * 2**20), "too_many_bytes: the image has 209715200 bytes"
+    if protocol == "http":
+        status, message = ask(unharmed, Http("200 MB", 400, limit, image, RAW_HEADERS))
+        assert status == 400 and message.startswith(limit)
+    else:
+        code, message, _ = ask_grpc(channel, grpc_request(raw=(struct.pack("<I", len(image)) + image,)))
+        assert code == "INVALID_ARGUMENT" and message.startswith(limit)
+    np.testing.assert_array_equal(read_raw_answer(post_raw(unharmed, IMAGE)), alone)
+
+
+def test_the_shared_memory_of_each_stub_is_limited(running: ServiceProcess) -> None:
+    stubs = [process for process in running.family() if "stub" in process.name()]
+    assert stubs and {process.rlimit(psutil.RLIMIT_FSIZE)[1] for process in stubs} == {2**30}
