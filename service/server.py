@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 _DEMO_CHECKPOINT = Path(__file__).parent / "demo" / "checkpoint"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LOOK_SECONDS = 0.5
+_IDLE_SECONDS = 5.0
 _STUB_SPARE_BYTES = 2**28
 _JSON_REQUEST = (
     '{"inputs":[{"name":"INPUT_IMAGE","shape":[1,1],"datatype":"BYTES","data":["&"]}],'
@@ -90,7 +91,7 @@ def serve(settings: Settings) -> None:
             logger.info("stopping: it does not look ready any more; what is accepted will be answered")
             triton.report_not_ready()
             _watch(watchdog, heartbeat, _grace(settings.shutdown_grace_s))
-            triton.drain()
+            triton.drain(_IDLE_SECONDS + settings.max_queue_delay_us / 1e6)
     logger.info("stopped")
 
 

@@ -206,8 +206,11 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         with self._admin_client() as client, contextlib.suppress(InferenceServerException):
             client.load_model("draining", headers=self._headers)
 
-    def drain(self) -> None:
+    def drain(self, idle_seconds: float) -> None:
         """Refuse new requests, then wait until everything accepted is answered. Call `report_not_ready()` before.
+
+        Args:
+            idle_seconds: longer than any request that is not answered yet can be on its way to a lane.
 
         Raises:
             ServiceFailure: tritonserver is gone, or requests were still in flight after the time allowed.
@@ -215,11 +218,21 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         with self._admin_client() as client:
             for model in reversed(list(self._model_manager.models)):
                 client.unload_model(model.model_name, headers=self._headers)
-        # Triton ends a model's stubs, its only children, when the last of its requests has been answered.
-        _, busy = psutil.wait_procs(self._processes[1:], timeout=_DRAIN_SECONDS)
-        if busy:
-            raise ServiceFailure(f"requests were still in flight after {_DRAIN_SECONDS:.0f} s and are dropped")
+        deadline = time.monotonic() + _DRAIN_SECONDS
+        while not self._has_answered_all(idle_seconds):
+            if time.monotonic() > deadline:
+                raise ServiceFailure(f"requests were still in flight after {_DRAIN_SECONDS:.0f} s and are dropped")
         self._drained = True
+
+    def _has_answered_all(self, idle_seconds: float) -> bool:
+        """Wait so long for the stubs, Triton's only children, which it ends when the last request is answered.
+
+        It does not where it has refused a batch as a whole, for a lie about lengths in one of its requests. But then
+        nothing reaches a lane any more.
+        """
+        before = self.batches
+        _, left = psutil.wait_procs(self._processes[1:], timeout=idle_seconds)
+        return not left or not (self.is_working or self.batches > before)
 
     def stop(self) -> bool:
         """Stop tritonserver and all its processes; safe to call in any state."""

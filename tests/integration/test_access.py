@@ -18,6 +18,13 @@ TOKEN, ADMIN_TOKEN = "token-of-the-users-0123456789abcdef", "token-of-the-operat
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 GRPC_TOKEN = "triton-grpc-protocol-authorization"
 ADMIN = {"triton-access-token": ADMIN_TOKEN}
+HUGE_SHAPE = '{"inputs": [{"name": "INPUT_IMAGE", "shape": [1099511627776, 1], "datatype": "FP32", "data": []}]}'
+DEEPLY_NESTED = (
+    '{"inputs": [{"name": "INPUT_IMAGE", "shape": [1, 1], "datatype": "BYTES", "data": '
+    + "[" * 50_000
+    + "]" * 50_000
+    + "}]}"
+)
 ADMIN_CALLS = [
     ("POST", "/v2/repository/index"),
     ("POST", "/v2/repository/models/embed_image/unload"),
@@ -67,6 +74,12 @@ def test_http_needs_the_token_but_not_to_see_whether_it_is_ready(guarded: Guarde
         statuses = [requests.get(url, headers=headers, timeout=60).status_code for headers in ({}, BEARER)]
         assert statuses in ([403, 200], [401, 200])
     assert requests.get(f"{running.url}/v2/health/ready", timeout=60).status_code == 200
+
+
+@pytest.mark.parametrize("body", [HUGE_SHAPE, DEEPLY_NESTED], ids=["huge shape", "deeply nested"])
+def test_what_would_end_triton_is_not_even_parsed_without_the_token(guarded: Guarded, body: str) -> None:
+    assert requests.post(guarded.service.infer_url, data=body, timeout=60).status_code == 403
+    assert guarded.service.is_ready() and _infer(guarded.service, BEARER) == 200
 
 
 def _client(guarded: Guarded, *proof: Path) -> tritonclient.grpc.InferenceServerClient:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,9 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
+import tritonclient.grpc
+from tritonclient.utils import InferenceServerException
 
 from service.ports import free_ports
-from tests.integration.clients import embed_triton_grpc, post_raw
+from tests.integration.clients import embed_triton_grpc, post_raw, triton_input
 from tests.integration.load import load
 from tests.integration.reference import photographs
 from tests.integration.service_process import ServiceProcess, service, wait_for
@@ -60,6 +63,31 @@ def test_a_grace_is_given_before_requests_are_refused(tmp_path: Path) -> None:
         assert running.process.wait(60) == 0, running.output()
     seconds = [sent.at - not_ready_at for sent in answers if sent.outcome == "right"]
     assert max(seconds) > 2 and {sent.outcome for sent in answers if sent.at < not_ready_at + 2} == {"right"}
+
+
+def test_a_batch_that_triton_has_refused_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    """Triton does not end the stubs of a model after that, however long one waits."""
+    with (
+        service(tmp_path) as running,
+        tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{running.grpc_port}") as client,
+    ):
+        image = photographs()[0]
+
+        def send(number: int) -> str:
+            infer_input = triton_input(tritonclient.grpc, [image])
+            if number % 3 == 0:
+                infer_input._raw_content = b"\xff\xff\xff\xff" + image
+            try:
+                client.infer("embed_image", [infer_input])
+            except InferenceServerException as error:
+                return str(error.message())
+            return "embedded"
+
+        with ThreadPoolExecutor(32) as threads:
+            outcomes = Counter(outcome[:22] for outcome in threads.map(send, range(60)))
+        assert set(outcomes) <= {"embedded", "incomplete string data"} and outcomes["incomplete string data"] > 20
+        assert running.stop() == 0, running.output()
+    assert not running.shared_memory()
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
