@@ -5,6 +5,7 @@ models or the protocol.
 """
 
 import binascii
+import ctypes
 import io
 import re
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pybase64
 import simplejpeg
-from PIL import ExifTags, Image, TiffImagePlugin
+from PIL import Image, TiffImagePlugin, TiffTags, _imaging
 
+from service import metadata
 from service.errors import (
     CorruptImage,
     EmptyInput,
@@ -25,9 +27,14 @@ from service.errors import (
     UnsupportedFormat,
 )
 
-# The only Pillow decoders that a client's bytes may reach. Pillow's JPEG plug-in also reads MPO, the multi-picture
-# JPEG of phones.
+# The only Pillow decoders that a client's bytes may reach. JPEG also stands for MPO, the multi-picture JPEG of phones.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+
+# Pillow keeps a pointer for every row, which of a column of single pixels is most of the memory.
+MAX_SIDE = 65_535
+# Pillow expands run lengths pixel by pixel in Python: with these a second at most.
+MAX_RUN_LENGTH_PIXELS = 1 << 22
+MAX_RUN_LENGTH_BYTES = 1 << 21
 
 _TRANSPOSE_BY_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -38,7 +45,6 @@ _TRANSPOSE_BY_ORIENTATION = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_JPEG_FORMATS = ("JPEG", "MPO")
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 # 32-bit integers and floats: nothing in the file says which value is white, so any guess would be silently wrong.
 _UNSCALED_MODES = ("I", "F")
@@ -84,6 +90,7 @@ class Decoder:
 
     def __post_init__(self) -> None:
         Image.init()  # registers Pillow's plug-ins now, before threads could do so at the same time
+        _silence_libtiff()
 
     def image_bytes(self, row: bytes, base64_encoded: bool) -> bytes:
         """One row as the client sent it -> the encoded image.
@@ -103,16 +110,18 @@ class Decoder:
 
         Raises:
             UnsupportedFormat, TooManyPixels, CorruptImage.
+            MemoryError: the machine has none left, which is no fault of the image: its size is limited.
         """
-        image = _open(data, self.max_pixels)
+        stripped = metadata.strip(data)
+        image = _open(stripped.data, self.max_pixels)
         try:
-            self._check_header(image)
+            self._check_header(image, len(data))
             scale = self._scale(image)
             extent = image.width / scale, image.height / scale
-            pixels = self._decode_jpeg(data, image, scale)
+            pixels = self._decode_jpeg(stripped.data, image, scale)
             if pixels is None:
                 pixels = self._decode_with_pillow(image, scale)
-            transpose = _transpose(image) if self.exif_orientation else None
+            transpose = _transpose(image, stripped) if self.exif_orientation else None
             return DecodedImage(pixels, extent, transpose)
         except (Fault, MemoryError):
             raise
@@ -120,23 +129,30 @@ class Decoder:
         except Exception as error:
             raise CorruptImage(f"the {image.format} data is truncated or corrupt ({_one_line(error)})") from error
 
-    def _check_header(self, image: Image.Image) -> None:
+    def _check_header(self, image: Image.Image, size: int) -> None:
+        if max(image.size) > MAX_SIDE:
+            raise TooManyPixels(
+                f"{image.width}x{image.height} has a side of over {MAX_SIDE} pixels; send a smaller image"
+            )
         # libtiff allocates a whole tile, however small the image in its corner.
         for width, height in (image.size, _tile_size(image)):
             if width * height > self.max_pixels:
                 raise _too_many_pixels(f"{width}x{height}", self.max_pixels)
         if image.mode in _UNSCALED_MODES:
             raise UnsupportedFormat(f"{image.format} of 32 bits a sample is not read; send 8 or 16 bits")
+        run_lengths = any(tile.codec_name == "bmp_rle" for tile in image.tile)
+        if run_lengths and (image.width * image.height > MAX_RUN_LENGTH_PIXELS or size > MAX_RUN_LENGTH_BYTES):
+            raise UnsupportedFormat("a large BMP of run lengths is not read; send it uncompressed or as PNG")
 
     def _scale(self, image: Image.Image) -> int:
         """What to divide the sides by while decoding: 2, 4 or 8 for a large JPEG, else 1."""
-        if self.least_side is None or image.format not in _JPEG_FORMATS:
+        if self.least_side is None or image.format != "JPEG":
             return 1
         return next(scale for scale in (8, 4, 2, 1) if scale == 1 or min(image.size) // scale >= self.least_side)
 
     def _decode_jpeg(self, data: bytes, image: Image.Image, scale: int) -> npt.NDArray[np.uint8] | None:
         """RGB `[H, W, 3]` of a plain JPEG; None for all else, and for one with any damage: Pillow decides on those."""
-        if self.least_side is None or image.format not in _JPEG_FORMATS or image.mode not in ("RGB", "L"):
+        if self.least_side is None or image.format != "JPEG" or image.mode not in ("RGB", "L"):
             return None
         width, height = (-(-side // scale) for side in image.size)
         try:
@@ -148,6 +164,8 @@ class Decoder:
     def _decode_with_pillow(self, image: Image.Image, scale: int) -> npt.NDArray[np.uint8]:
         if scale > 1:
             image.draft(None, (image.width // scale, image.height // scale))
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            _forget_subdirectories(image)
         image.load()
         return np.array(self._to_rgb(image))
 
@@ -182,6 +200,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise _too_many_pixels("the image", max_pixels) from error
+    except MemoryError:
+        raise
     except Exception as error:
         # A known signature in front of a header that cannot be read is damage, not an unknown format.
         if _has_known_signature(data):
@@ -207,13 +227,29 @@ def _tile_size(image: Image.Image) -> tuple[int, int]:
     return int(tags.get(TiffImagePlugin.TILEWIDTH, 0)), int(tags.get(TiffImagePlugin.TILELENGTH, 0))
 
 
-def _transpose(image: Image.Image) -> Image.Transpose | None:
+def _forget_subdirectories(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Keep Pillow from reading the directories of metadata that the first one points to, however large they are."""
+    exif = image.getexif()
+    for key in TiffTags.TAGS_V2_GROUPS:
+        if key in exif:
+            del exif[key]
+
+
+def _silence_libtiff() -> None:
+    """libtiff writes a line on every damaged image straight to stderr; Pillow's exceptions say the same."""
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    # Broken metadata around sound pixels is no reason to refuse them.
-    except Exception:
-        return None
-    return _TRANSPOSE_BY_ORIENTATION.get(orientation) if isinstance(orientation, int) else None
+        ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
+    # A Pillow that was built without libtiff, or with it inside.
+    except AttributeError:
+        pass
+
+
+def _transpose(image: Image.Image, stripped: metadata.Stripped) -> Image.Transpose | None:
+    if image.format == "TIFF":
+        return None  # Pillow has turned it already
+    exif, xmp = stripped.exif or image.info.get("exif", b""), stripped.xmp or image.info.get("xmp", b"")
+    orientation = metadata.orientation(exif, xmp)
+    return None if orientation is None else _TRANSPOSE_BY_ORIENTATION.get(orientation)
 
 
 def _high_byte(image: Image.Image) -> Image.Image:

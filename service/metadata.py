@@ -1,0 +1,274 @@
+"""An encoded image -> the same without what no pixel needs, and its orientation.
+
+Comes in: encoded bytes of any kind. Goes out: bytes of which a decoder reads little but pixels, or a typed fault. It
+looks at the structure of files alone; it must not know of pixels, limits of the service or Pillow.
+"""
+
+import itertools
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from service.errors import CorruptImage, UnsupportedFormat
+
+# Far above what cameras and encoders write: a JPEG passes 14 times over a component (with CMYK 24 times), has tables of
+# 4 KiB and a segment for each 64 KiB of metadata; a PNG has a chunk for each 8 KiB or more. In an image of 50 megapixels
+# a pass costs 10 ms and more, with arithmetic coding 35 ms.
+MAX_SEGMENTS = 4096
+MAX_PASSES = 60
+MAX_ARITHMETIC_PASSES = 30
+MAX_TABLE_BYTES = 1 << 16
+MAX_CHUNKS = 1 << 16
+MAX_GIF_BLOCKS = 1 << 16
+MAX_TAG_VALUES = 1 << 16
+_MAX_TEXT = 1 << 20
+
+# Not among them: markers without a length, stuffed and fill bytes.
+_JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
+_SOS, _EOI, _APP1, _COM = 0xDA, 0xD9, 0xE1, 0xFE
+_ARITHMETIC_FRAMES = (0xC9, 0xCA)
+_APP = range(0xE0, 0xF0)
+_EXIF = b"Exif\0\0"
+_JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
+# They say which colours the samples stand for.
+_COLOUR_SEGMENTS = (b"JFIF\0", b"Adobe")
+_PNG_XMP = b"XML:com.adobe.xmp\0"
+_PNG_EXIF_TEXT = b"Raw profile type exif\0"
+_GIF_BLOCK = re.compile(rb"[!,;]")
+_GIF_TOO_LONG = "a GIF with so much before its first frame is not read; save it without metadata"
+_GRAPHIC_CONTROL = 0xF9
+# What an item information entry of version 2 or 3 holds before the item's type.
+_AVIF_EXIF_ITEM = re.compile(rb"(infe\x02.{7}|infe\x03.{9})Exif", re.DOTALL)
+_TIFF_TYPE_SIZES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+    17: 8,
+    18: 8,
+}
+_TIFF_BYTE_TYPES = (1, 2, 6, 7)
+_STRIP_AND_TILE_TAGS = (273, 279, 324, 325)
+_ORIENTATION = 0x0112
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+
+
+class Stripped(NamedTuple):
+    """An encoded image, and the metadata that was taken out of it; empty where there was none."""
+
+    data: bytes
+    exif: bytes = b""
+    xmp: bytes = b""
+
+
+def strip(data: bytes) -> Stripped:
+    """Take the metadata out of a JPEG, PNG, GIF or AVIF, and look whether a TIFF's is within bounds.
+
+    Raises:
+        UnsupportedFormat: its structure is over what any real image needs.
+        CorruptImage: it ends before its pixels begin.
+    """
+    if data.startswith(b"\xff\xd8\xff"):
+        return _strip_jpeg(data)
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return _strip_png(data)
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return Stripped(_strip_gif(data))
+    if data[4:8] == b"ftyp":
+        # An item of no known type is passed over.
+        return Stripped(_AVIF_EXIF_ITEM.sub(rb"\1none", data))
+    if data.startswith(b"MM\0+"):
+        # Pillow and libtiff find different directories in it.
+        raise UnsupportedFormat("a big-endian BigTIFF is not read; save it as TIFF")
+    if data.startswith((b"II", b"MM")):
+        _check_tiff(data)
+    return Stripped(data)
+
+
+def orientation(exif: bytes, xmp: bytes) -> int | None:
+    """What the EXIF block, or without an entry there the XMP packet, says of the image's orientation."""
+    found, value = _exif_orientation(exif)
+    if found:
+        return value
+    match = _XMP_ORIENTATION.search(xmp)
+    return int(match[1]) if match else None
+
+
+def _strip_jpeg(data: bytes) -> Stripped:
+    exif = xmp = b""
+    kept = [b"\xff\xd8"]
+    pixels = passes = 0
+    limit = MAX_PASSES
+    for marker, start, end in _jpeg_segments(data):
+        if marker == _SOS:
+            pixels = pixels or start
+            passes += max(1, *data[start + 4 : start + 5])
+        elif not pixels and (marker not in _APP and marker != _COM or data.startswith(_COLOUR_SEGMENTS, start + 4)):
+            kept.append(data[start:end])
+            limit = MAX_ARITHMETIC_PASSES if marker in _ARITHMETIC_FRAMES else limit
+        elif marker == _APP1 and not exif and data.startswith(_EXIF, start + 4):
+            exif = data[start + 4 : end]
+        elif marker == _APP1 and not xmp and data.startswith(_JPEG_XMP, start + 4):
+            xmp = data[start + 4 : end]
+    if not pixels:
+        raise CorruptImage("the JPEG is truncated or corrupt in its header")
+    if passes > limit:
+        raise UnsupportedFormat("a JPEG of so many scans is not read; save it as a baseline JPEG")
+    if sum(map(len, kept)) > MAX_TABLE_BYTES:
+        raise UnsupportedFormat(f"a JPEG with tables of more than {MAX_TABLE_BYTES} bytes is not read; save it anew")
+    return Stripped(b"".join([*kept, memoryview(data)[pixels:]]), exif, xmp)
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, start and end of each marker segment, up to the end of the (first) picture."""
+    end = 2
+    for _ in range(MAX_SEGMENTS):
+        match = _JPEG_MARKER.search(data, end)
+        if match is None or match[1][0] == _EOI:
+            return
+        start = match.start()
+        end = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+        yield match[1][0], start, end
+    raise UnsupportedFormat(f"a JPEG of more than {MAX_SEGMENTS} segments is not read; save it without metadata")
+
+
+def _strip_png(data: bytes) -> Stripped:
+    exif = xmp = text = b""
+    view = memoryview(data)
+    kept = [view[:8]]
+    end = 8
+    for kind, start, end in _png_chunks(data):
+        if not _is_png_metadata(kind):
+            kept.append(view[start:end])
+        elif kind == b"eXIf":
+            exif = exif or data[start + 8 : end - 4]
+        elif not xmp and data.startswith(_PNG_XMP, start + 8):
+            xmp = _png_text(kind, data[start + 8 : end - 4])
+        elif not text and data.startswith(_PNG_EXIF_TEXT, start + 8):
+            text = _png_text(kind, data[start + 8 : end - 4])
+    return Stripped(b"".join([*kept, view[end:]]), exif or _unhex(text), xmp)
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and end of each whole chunk."""
+    end = 8
+    for _ in range(MAX_CHUNKS):
+        start = end
+        kind = data[start + 4 : start + 8]
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        if end > len(data) or len(kind) < 4:
+            return
+        yield kind, start, end
+        if kind == b"IEND":
+            return
+    raise UnsupportedFormat(f"a PNG of more than {MAX_CHUNKS} chunks is not read; save it anew")
+
+
+def _is_png_metadata(kind: bytes) -> bool:
+    return kind.isalpha() and kind[:1].islower() and kind != b"tRNS"
+
+
+def _png_text(kind: bytes, content: bytes) -> bytes:
+    """The text of a textual chunk, of a long one the first MiB; empty where it is damaged."""
+    text = content.partition(b"\0")[2]
+    compressed = kind == b"zTXt" or (kind == b"iTXt" and text[:1] == b"\1")
+    if kind == b"zTXt":
+        text = text[1:]
+    elif kind == b"iTXt":
+        text = text[2:].split(b"\0", 2)[-1]
+    try:
+        return zlib.decompressobj().decompress(text, _MAX_TEXT) if compressed else text[:_MAX_TEXT]
+    except zlib.error:
+        return b""
+
+
+def _unhex(text: bytes) -> bytes:
+    """The EXIF block that older encoders write as text: an empty line, a name, a length, and hexadecimal digits."""
+    try:
+        return bytes.fromhex(text.split(b"\n", 3)[3].decode("ascii"))
+    except (IndexError, ValueError):
+        return b""
+
+
+def _strip_gif(data: bytes) -> bytes:
+    """Without the extensions before the first frame, but for those that say which colour is transparent."""
+    kept = [data[: 13 + (3 << (data[10] & 7) + 1 if data[10:11] >= b"\x80" else 0)]]
+    position = len(kept[0])
+    blocks = itertools.count()
+    while match := _GIF_BLOCK.search(data, position):
+        if match[0] != b"!":
+            return b"".join([*kept, memoryview(data)[match.start() :]])
+        if next(blocks) > MAX_GIF_BLOCKS:
+            raise UnsupportedFormat(_GIF_TOO_LONG)
+        position = match.start() + 2
+        while size := int.from_bytes(data[position : position + 1], "big"):
+            position += 1 + size
+            if next(blocks) > MAX_GIF_BLOCKS:
+                raise UnsupportedFormat(
+                    "a GIF with so much before its first frame is not read; save it without metadata"
+                )
+        position += 1
+        if data[match.start() + 1] == _GRAPHIC_CONTROL:
+            kept.append(data[match.start() : position])
+    raise CorruptImage("the GIF is truncated or corrupt in its header")
+
+
+def _check_tiff(data: bytes) -> None:
+    """Look at the first directory: its tags must not hold more than the file, as those do that share their bytes."""
+    total = 0
+    for tag, kind, count in _tiff_tags(data):
+        total += count * _TIFF_TYPE_SIZES.get(kind, 0)
+        if total > len(data):
+            raise CorruptImage("the TIFF's tags announce more bytes than it has")
+        if count > MAX_TAG_VALUES and (kind not in _TIFF_BYTE_TYPES or tag in _STRIP_AND_TILE_TAGS):
+            raise UnsupportedFormat(
+                f"a TIFF of more than {MAX_TAG_VALUES} strips, tiles or values of a tag is not read; "
+                "save it with larger strips"
+            )
+
+
+def _tiff_tags(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Tag, type and count of each entry of the first directory, as far as it goes."""
+    order = "<" if data[:1] == b"I" else ">"
+    header, number, entry = ("8xQ", "Q", "HHQ8x") if data[2] == 43 else ("4xI", "H", "HHI4x")
+    try:
+        (offset,) = struct.unpack_from(order + header, data)
+        (count,) = struct.unpack_from(order + number, data, offset)
+        start = offset + struct.calcsize(order + number)
+        for place in range(
+            start, min(start + count * struct.calcsize(order + entry), len(data)), struct.calcsize(order + entry)
+        ):
+            yield struct.unpack_from(order + entry, data, place)
+    except struct.error:
+        return
+
+
+def _exif_orientation(exif: bytes) -> tuple[bool, int | None]:
+    """Whether the first directory has an orientation, and its value where it is a number."""
+    block = exif.removeprefix(_EXIF)
+    order = {b"II": "<", b"MM": ">"}.get(block[:2])
+    if order is None:
+        return False, None
+    try:
+        (offset,) = struct.unpack_from(order + "I", block, 4)
+        (count,) = struct.unpack_from(order + "H", block, offset)
+        for place in range(offset + 2, offset + 2 + 12 * count, 12):
+            tag, kind, values = struct.unpack_from(order + "HHI", block, place)
+            if tag == _ORIENTATION:
+                form = {3: "H", 4: "I"}.get(kind)
+                return True, struct.unpack_from(order + form, block, place + 8)[0] if form and values == 1 else None
+    except struct.error:
+        pass
+    return False, None
