@@ -8,13 +8,14 @@ import binascii
 import ctypes
 import io
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pybase64
 import simplejpeg
-from PIL import Image, TiffImagePlugin, TiffTags, _imaging
+from PIL import Image, ImageFile, TiffImagePlugin, TiffTags, _imaging
 
 from service import metadata
 from service.errors import (
@@ -129,7 +130,7 @@ class Decoder:
         except Exception as error:
             raise CorruptImage(f"the {image.format} data is truncated or corrupt ({_one_line(error)})") from error
 
-    def _check_header(self, image: Image.Image, size: int) -> None:
+    def _check_header(self, image: ImageFile.ImageFile, size: int) -> None:
         if max(image.size) > MAX_SIDE:
             raise TooManyPixels(
                 f"{image.width}x{image.height} has a side of over {MAX_SIDE} pixels; send a smaller image"
@@ -195,7 +196,7 @@ def _base64_problem(text: bytes) -> str:
     return "the row's base64 padding is wrong"
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
@@ -237,11 +238,9 @@ def _forget_subdirectories(image: TiffImagePlugin.TiffImageFile) -> None:
 
 def _silence_libtiff() -> None:
     """libtiff writes a line on every damaged image straight to stderr; Pillow's exceptions say the same."""
-    try:
+    # A Pillow that was built without libtiff, or with it inside, has no such function.
+    with suppress(AttributeError):
         ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
-    # A Pillow that was built without libtiff, or with it inside.
-    except AttributeError:
-        pass
 
 
 def _transpose(image: Image.Image, stripped: metadata.Stripped) -> Image.Transpose | None:

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from service.errors import CorruptImage, UnsupportedFormat
 
-# Far above what cameras and encoders write: a JPEG passes 14 times over a component (with CMYK 24 times), has tables of
-# 4 KiB and a segment for each 64 KiB of metadata; a PNG has a chunk for each 8 KiB or more. In an image of 50 megapixels
-# a pass costs 10 ms and more, with arithmetic coding 35 ms.
+# Far above what cameras and encoders write. A JPEG passes 14 times over a component (with CMYK 24 times), has tables of
+# 4 KiB, and a segment for each 64 KiB of metadata; a PNG has a chunk for each 8 KiB or more. At 50 megapixels a pass
+# takes 10 ms, with arithmetic coding 35 ms.
 MAX_SEGMENTS = 4096
 MAX_PASSES = 60
 MAX_ARITHMETIC_PASSES = 30
@@ -38,7 +38,7 @@ _PNG_XMP = b"XML:com.adobe.xmp\0"
 _PNG_EXIF_TEXT = b"Raw profile type exif\0"
 _GIF_BLOCK = re.compile(rb"[!,;]")
 _GIF_TOO_LONG = "a GIF with so much before its first frame is not read; save it without metadata"
-_GRAPHIC_CONTROL = 0xF9
+_GRAPHIC_CONTROL = b"!\xf9"
 # What an item information entry of version 2 or 3 holds before the item's type.
 _AVIF_EXIF_ITEM = re.compile(rb"(infe\x02.{7}|infe\x03.{9})Exif", re.DOTALL)
 _TIFF_TYPE_SIZES = {
@@ -115,7 +115,7 @@ def _strip_jpeg(data: bytes) -> Stripped:
         if marker == _SOS:
             pixels = pixels or start
             passes += max(1, *data[start + 4 : start + 5])
-        elif not pixels and (marker not in _APP and marker != _COM or data.startswith(_COLOUR_SEGMENTS, start + 4)):
+        elif not pixels and ((marker not in _APP and marker != _COM) or data.startswith(_COLOUR_SEGMENTS, start + 4)):
             kept.append(data[start:end])
             limit = MAX_ARITHMETIC_PASSES if marker in _ARITHMETIC_FRAMES else limit
         elif marker == _APP1 and not exif and data.startswith(_EXIF, start + 4):
@@ -220,7 +220,7 @@ def _strip_gif(data: bytes) -> bytes:
                     "a GIF with so much before its first frame is not read; save it without metadata"
                 )
         position += 1
-        if data[match.start() + 1] == _GRAPHIC_CONTROL:
+        if data.startswith(_GRAPHIC_CONTROL, match.start()):
             kept.append(data[match.start() : position])
     raise CorruptImage("the GIF is truncated or corrupt in its header")
 
@@ -246,12 +246,10 @@ def _tiff_tags(data: bytes) -> Iterator[tuple[int, int, int]]:
     try:
         (offset,) = struct.unpack_from(order + header, data)
         (count,) = struct.unpack_from(order + number, data, offset)
-        start = offset + struct.calcsize(order + number)
-        for place in range(
-            start, min(start + count * struct.calcsize(order + entry), len(data)), struct.calcsize(order + entry)
-        ):
+        start, size = offset + struct.calcsize(order + number), struct.calcsize(order + entry)
+        for place in range(start, min(start + count * size, len(data)), size):
             yield struct.unpack_from(order + entry, data, place)
-    except struct.error:
+    except (struct.error, OverflowError):
         return
 
 

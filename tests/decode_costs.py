@@ -1,0 +1,65 @@
+"""What each hostile image costs the decoder: `python -m tests.decode_costs` prints them as one JSON object.
+
+Each is decoded in a process of its own, forked for it, in both ways of decoding: what a decoder once took stays with a
+process. Of the two the larger count: [seconds of the processor, mebibytes of memory at the peak, "ok" or the fault].
+"""
+
+import json
+import os
+import re
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from service.decode import Decoder
+from service.errors import ClientFault
+from tests.hostile_images import NAMES, hostile
+
+Cost = tuple[float, int, str]
+DECODERS = (Decoder(2**25, 50_000_000, least_side=672), Decoder(2**25, 50_000_000))
+
+
+def _resident(field: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(re.findall(rf"{field}:\s*(\d+)", status)[0]) // 1024
+
+
+def _cost(data: bytes, decoder: Decoder) -> Cost:
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before, start = _resident("VmRSS"), time.process_time()
+    try:
+        decoder.decode(decoder.image_bytes(data, False))
+        outcome = "ok"
+    except ClientFault as fault:
+        outcome = str(fault)
+    return time.process_time() - start, _resident("VmHWM") - before, outcome
+
+
+def _apart(data: bytes, decoder: Decoder) -> Any:
+    """The cost as JSON lists it, from a forked process; None where it did not come to an end."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writer, json.dumps(_cost(data, decoder)).encode())
+        os._exit(0)
+    os.close(writer)
+    with open(reader) as report:
+        text = report.read()
+    os.waitpid(child, 0)
+    return json.loads(text) if text else None
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    costs = {}
+    for name in NAMES:
+        data = hostile(name)
+        both = [_apart(data, decoder) for decoder in DECODERS]
+        costs[name] = None if None in both else [max(values) for values in zip(*both, strict=True)]
+    json.dump(costs, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""Whatever surrounds the pixels costs next to nothing, and what cameras and encoders write there does no harm."""
+
+import json
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service import metadata
+from service.decode import MAX_RUN_LENGTH_PIXELS, MAX_SIDE, Decoder
+from service.errors import CorruptImage, TooManyPixels, UnsupportedFormat
+from tests.hostile_images import NAMES, bmp_of_run_lengths, exif, in_jpeg, in_png, scans, segment, tiff_of_strips
+from tests.images import Pixels, encode, picture, png_chunk, png_header
+
+DECODER = Decoder(2**25, 50_000_000, least_side=48)
+UPRIGHT = picture(40, 30)
+# They announce some 50 megapixels, which take what they take, however few bytes they come in.
+LARGEST = {
+    "jpeg of as many progressive scans as are read",
+    "jpeg of as many arithmetic scans as are read",
+    "jpeg of as many colour scans as are read",
+    "jpeg of as many arithmetic colour scans",
+    "jpeg of one restart a block",
+    "jpeg of nothing, progressive",
+    "gif of a screen larger than its frame",
+    "tiff of as many rows as are read",
+    "avif of a small frame",
+}
+RANDOM = Random(1)
+PROFILE, XMP = RANDOM.randbytes(700_000), b"<x>" + bytes(3_000_000) + b"</x>"
+
+
+@pytest.fixture(scope="module")
+def costs() -> Any:
+    """Of each hostile image the seconds, the mebibytes and the outcome."""
+    command = [sys.executable, "-m", "tests.decode_costs"]
+    return json.loads(subprocess.run(command, capture_output=True, check=True, timeout=250).stdout)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hostile_image_takes_neither_time_nor_memory(name: str, costs: Any) -> None:
+    assert costs[name] is not None, "the process that decoded it died"
+    seconds, mebibytes, outcome = costs[name]
+    assert seconds < (6 if name in LARGEST else 1), outcome
+    assert mebibytes < (600 if name in LARGEST else 200), outcome
+
+
+def _decoded(data: bytes) -> Pixels:
+    image = DECODER.decode(DECODER.image_bytes(data, False))
+    return np.asarray(Image.fromarray(image.pixels).transpose(image.transpose)) if image.transpose else image.pixels
+
+
+@pytest.mark.parametrize(
+    ("image_format", "options"),
+    [
+        ("JPEG", {"icc_profile": PROFILE, "comment": b"c" * 60_000, "xmp": XMP[:60_000]}),
+        ("PNG", {"icc_profile": PROFILE}),
+        ("WEBP", {"icc_profile": PROFILE, "xmp": XMP}),
+        ("TIFF", {"icc_profile": PROFILE, "tiffinfo": {700: XMP}}),
+        ("TIFF", {"icc_profile": PROFILE, "tiffinfo": {700: XMP}, "compression": "tiff_lzw"}),
+        ("AVIF", {"icc_profile": PROFILE, "xmp": XMP}),
+    ],
+)
+def test_large_metadata_changes_nothing(image_format: str, options: dict[str, Any]) -> None:
+    image = Image.fromarray(UPRIGHT)
+    np.testing.assert_array_equal(
+        _decoded(encode(image, image_format, **options)), _decoded(encode(image, image_format))
+    )
+
+
+def _thumbnail() -> bytes:
+    """EXIF that holds a whole JPEG, as cameras write it."""
+    small = encode(Image.fromarray(picture(160, 120)), "JPEG")
+    return exif((271, 2, 4, b"abc"), (274, 3, 1, 6)) + small
+
+
+SOUND_JPEGS: dict[str, bytes] = {
+    "a thumbnail": in_jpeg(segment(0xE1, _thumbnail())),
+    "extended XMP": in_jpeg(*[segment(0xE1, b"http://ns.adobe.com/xmp/extension/\0" + bytes(65_000))] * 60),
+    "a depth map": in_jpeg(*[segment(0xEB, RANDOM.randbytes(65_000))] * 60),
+    "a film behind it": in_jpeg() + RANDOM.randbytes(9_000_000),
+    "another picture behind it": in_jpeg() + encode(Image.fromarray(picture(90, 80)), "JPEG", progressive=True) * 20,
+}
+
+
+@pytest.mark.parametrize("data", SOUND_JPEGS.values(), ids=SOUND_JPEGS)
+def test_what_cameras_add_to_a_jpeg_is_passed_over(data: bytes) -> None:
+    shown = _decoded(data)
+    plain = _decoded(in_jpeg())
+    np.testing.assert_array_equal(shown, np.rot90(plain, -1) if shown.shape[0] == 40 else plain)
+    assert len(metadata.strip(data).data) <= len(data)
+
+
+@pytest.mark.parametrize("image_format", ["GIF", "WEBP", "PNG"])
+def test_of_hundreds_of_frames_the_first_is_read(image_format: str) -> None:
+    frames = [Image.fromarray(picture(20, 14, seed)).quantize(16) for seed in range(300)]
+    frames = frames if image_format == "GIF" else [frame.convert("RGB") for frame in frames]
+    options = {"lossless": True} if image_format == "WEBP" else {}
+    data = encode(frames[0], image_format, save_all=True, append_images=frames[1:], **options)
+    np.testing.assert_array_equal(_decoded(data), np.asarray(frames[0].convert("RGB")))
+
+
+def _raw_profile(block: bytes) -> bytes:
+    return b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n%8d\n" % len(block) + block.hex().encode() + b"\n")
+
+
+TURNED_ON_ITS_SIDE = exif((274, 3, 1, 6))
+XMP_SIDE = b'<rdf:Description tiff:Orientation="6"/>'
+ORIENTED: dict[str, Callable[[], bytes]] = {
+    "png exif": lambda: in_png(png_chunk(b"eXIf", TURNED_ON_ITS_SIDE[6:])),
+    "png exif as text": lambda: in_png(png_chunk(b"zTXt", _raw_profile(TURNED_ON_ITS_SIDE))),
+    "png xmp": lambda: in_png(png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP_SIDE)),
+    "png compressed xmp": lambda: in_png(png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(XMP_SIDE + XMP))),
+    "png exif before xmp": lambda: in_png(
+        png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP_SIDE.replace(b"6", b"3")),
+        png_chunk(b"eXIf", TURNED_ON_ITS_SIDE),
+    ),
+    "jpeg exif": lambda: in_jpeg(segment(0xE1, TURNED_ON_ITS_SIDE)),
+    "jpeg exif in a long": lambda: in_jpeg(segment(0xE1, exif((274, 4, 1, 6)))),
+    "jpeg xmp": lambda: in_jpeg(segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP_SIDE)),
+    "webp xmp": lambda: encode(Image.fromarray(UPRIGHT), "WEBP", lossless=True, xmp=XMP_SIDE),
+    "avif": lambda: encode(Image.fromarray(UPRIGHT), "AVIF", exif=TURNED_ON_ITS_SIDE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", ORIENTED.values(), ids=ORIENTED)
+def test_orientation_is_found_wherever_encoders_write_it(make: Callable[[], bytes]) -> None:
+    assert np.abs(_decoded(make()).astype(float) - np.rot90(UPRIGHT, -1)).mean() < 6
+
+
+@pytest.mark.parametrize(
+    ("within", "over", "fault"),
+    [
+        (
+            scans(0xC2, 3, 64, [(0, 0, 0, 0, b"\0")] * (metadata.MAX_PASSES // 3), 3),
+            scans(0xC2, 3, 64, [(0, 0, 0, 0, b"\0")] * (metadata.MAX_PASSES // 3 + 1), 3),
+            UnsupportedFormat,
+        ),
+        (
+            scans(0xCA, 1, 64, [(0, 0, 0, 0, b"\0")] * metadata.MAX_ARITHMETIC_PASSES),
+            scans(0xCA, 1, 64, [(0, 0, 0, 0, b"\0")] * (metadata.MAX_ARITHMETIC_PASSES + 1)),
+            UnsupportedFormat,
+        ),
+        (tiff_of_strips(metadata.MAX_TAG_VALUES), tiff_of_strips(metadata.MAX_TAG_VALUES + 1), UnsupportedFormat),
+        (tiff_of_strips(9), tiff_of_strips(9)[:-45], CorruptImage),
+        (bmp_of_run_lengths(4, 4, b"\4\5\0\0" * 4), bmp_of_run_lengths(MAX_RUN_LENGTH_PIXELS // 4, 5, b""), UnsupportedFormat),
+        (encode(Image.new("L", (1, MAX_SIDE)), "PNG"), encode(Image.new("L", (1, MAX_SIDE + 1)), "PNG"), TooManyPixels),
+        (in_png(), png_header(MAX_SIDE + 1, 1) + png_chunk(b"IDAT", b""), TooManyPixels),
+    ],
+    ids=["scans", "arithmetic scans", "strips", "tags", "run lengths", "height", "width"],
+)  # fmt: skip
+def test_each_limit_lets_pass_what_is_within_it(within: bytes, over: bytes, fault: type[Exception]) -> None:
+    assert _decoded(within).size
+    with pytest.raises(fault) as caught:
+        _decoded(over)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("where", ["PIL.Image.open", "PIL.ImageFile.ImageFile.load"])
+def test_a_lack_of_memory_is_not_blamed_on_the_client(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(where, exhausted)
+    with pytest.raises(MemoryError):
+        _decoded(in_png())
+
+
+def test_a_little_endian_bigtiff_is_read() -> None:
+    np.testing.assert_array_equal(_decoded(encode(Image.fromarray(UPRIGHT), "TIFF", big_tiff=True)), UPRIGHT)
+    with pytest.raises(UnsupportedFormat, match="big-endian"):
+        _decoded(b"MM\0+" + struct.pack(">HHQ", 8, 0, 16))
