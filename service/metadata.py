@@ -28,6 +28,7 @@ _MAX_TEXT = 1 << 20
 # Not among them: markers without a length, stuffed and fill bytes.
 _JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
 _SOS, _EOI, _APP1, _COM = 0xDA, 0xD9, 0xE1, 0xFE
+_SEQUENTIAL_FRAMES = (0xC0, 0xC1, 0xC9)
 _ARITHMETIC_FRAMES = (0xC9, 0xCA)
 _APP = range(0xE0, 0xF0)
 _EXIF = b"Exif\0\0"
@@ -111,13 +112,19 @@ def _strip_jpeg(data: bytes) -> Stripped:
     kept = [b"\xff\xd8"]
     pixels = passes = 0
     limit = MAX_PASSES
+    components = b""
     for marker, start, end in _jpeg_segments(data):
         if marker == _SOS:
             pixels = pixels or start
-            passes += max(1, *data[start + 4 : start + 5])
+            shown = data[start + 4 : start + 5]
+            passes += int.from_bytes(shown, "big")
+            # libjpeg reads no other scan then: most JPEGs need no look at their pixels.
+            if shown == components:
+                break
         elif not pixels and ((marker not in _APP and marker != _COM) or data.startswith(_COLOUR_SEGMENTS, start + 4)):
             kept.append(data[start:end])
             limit = MAX_ARITHMETIC_PASSES if marker in _ARITHMETIC_FRAMES else limit
+            components = data[start + 9 : start + 10] if marker in _SEQUENTIAL_FRAMES else components
         elif marker == _APP1 and not exif and data.startswith(_EXIF, start + 4):
             exif = data[start + 4 : end]
         elif marker == _APP1 and not xmp and data.startswith(_JPEG_XMP, start + 4):
@@ -242,7 +249,7 @@ def _check_tiff(data: bytes) -> None:
 def _tiff_tags(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Tag, type and count of each entry of the first directory, as far as it goes."""
     order = "<" if data[:1] == b"I" else ">"
-    header, number, entry = ("8xQ", "Q", "HHQ8x") if data[2] == 43 else ("4xI", "H", "HHI4x")
+    header, number, entry = ("8xQ", "Q", "HHQ8x") if data[2:3] == b"+" else ("4xI", "H", "HHI4x")
     try:
         (offset,) = struct.unpack_from(order + header, data)
         (count,) = struct.unpack_from(order + number, data, offset)

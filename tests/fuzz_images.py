@@ -1,8 +1,8 @@
 """A corpus of small images and what damages them, the same for the same seed: `damaged(seed)`.
 
-As a program (`python -m tests.fuzz_images first step count file`) it decodes and resizes the damaged images of the seeds
-`first, first + step, ...`, and prints a line for each that raises anything but a client's fault or takes over a second.
-In the file it notes the seed it is at, so that whoever started it knows which one a crash belongs to.
+As a program (`python -m tests.fuzz_images first step count file`) it decodes and resizes damaged images, of the seeds
+`first, first + step, ...`. It prints a line for each that raises anything but a client's fault or takes over a second,
+and notes in the file which seed it is at, so that whoever started it knows which one a crash belongs to.
 """
 
 import functools

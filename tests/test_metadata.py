@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -14,10 +15,10 @@ import pytest
 from PIL import Image
 
 from service import metadata
-from service.decode import MAX_RUN_LENGTH_PIXELS, MAX_SIDE, Decoder
-from service.errors import CorruptImage, TooManyPixels, UnsupportedFormat
+from service.decode import MAX_SIDE, Decoder
+from service.errors import ClientFault, CorruptImage, TooManyPixels, UnsupportedFormat
 from tests.hostile_images import NAMES, bmp_of_run_lengths, exif, in_jpeg, in_png, scans, segment, tiff_of_strips
-from tests.images import Pixels, encode, picture, png_chunk, png_header
+from tests.images import SMALL_NAMES, Pixels, encode, picture, png_chunk, png_header, sample
 
 DECODER = Decoder(2**25, 50_000_000, least_side=48)
 UPRIGHT = picture(40, 30)
@@ -33,6 +34,7 @@ LARGEST = {
     "tiff of as many rows as are read",
     "avif of a small frame",
 }
+RUNS = b"\4\5\0\0" * 4
 RANDOM = Random(1)
 PROFILE, XMP = RANDOM.randbytes(700_000), b"<x>" + bytes(3_000_000) + b"</x>"
 
@@ -117,7 +119,9 @@ ORIENTED: dict[str, Callable[[], bytes]] = {
     "png exif": lambda: in_png(png_chunk(b"eXIf", TURNED_ON_ITS_SIDE[6:])),
     "png exif as text": lambda: in_png(png_chunk(b"zTXt", _raw_profile(TURNED_ON_ITS_SIDE))),
     "png xmp": lambda: in_png(png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP_SIDE)),
-    "png compressed xmp": lambda: in_png(png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(XMP_SIDE + XMP))),
+    "png compressed xmp": lambda: in_png(
+        png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(XMP_SIDE + XMP))
+    ),
     "png exif before xmp": lambda: in_png(
         png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP_SIDE.replace(b"6", b"3")),
         png_chunk(b"eXIf", TURNED_ON_ITS_SIDE),
@@ -150,7 +154,7 @@ def test_orientation_is_found_wherever_encoders_write_it(make: Callable[[], byte
         ),
         (tiff_of_strips(metadata.MAX_TAG_VALUES), tiff_of_strips(metadata.MAX_TAG_VALUES + 1), UnsupportedFormat),
         (tiff_of_strips(9), tiff_of_strips(9)[:-45], CorruptImage),
-        (bmp_of_run_lengths(4, 4, b"\4\5\0\0" * 4), bmp_of_run_lengths(MAX_RUN_LENGTH_PIXELS // 4, 5, b""), UnsupportedFormat),
+        (bmp_of_run_lengths(4, 4, RUNS), bmp_of_run_lengths(4096, 1025, RUNS), UnsupportedFormat),
         (encode(Image.new("L", (1, MAX_SIDE)), "PNG"), encode(Image.new("L", (1, MAX_SIDE + 1)), "PNG"), TooManyPixels),
         (in_png(), png_header(MAX_SIDE + 1, 1) + png_chunk(b"IDAT", b""), TooManyPixels),
     ],
@@ -172,6 +176,14 @@ def test_a_lack_of_memory_is_not_blamed_on_the_client(where: str, monkeypatch: p
     monkeypatch.setattr(where, exhausted)
     with pytest.raises(MemoryError):
         _decoded(in_png())
+
+
+@pytest.mark.parametrize("name", SMALL_NAMES)
+def test_every_beginning_of_a_file_is_looked_at_without_surprise(name: str) -> None:
+    data = sample(name).data
+    for end in range(min(len(data), 700)):
+        with suppress(ClientFault):
+            metadata.strip(data[:end])
 
 
 def test_a_little_endian_bigtiff_is_read() -> None:
