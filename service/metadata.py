@@ -43,23 +43,8 @@ _GRAPHIC_CONTROL = b"!\xf9"
 # What an item information entry of version 2 or 3 holds before the item's type.
 _AVIF_EXIF_ITEM = re.compile(rb"(infe\x02.{7}|infe\x03.{9})Exif", re.DOTALL)
 _TIFF_TYPE_SIZES = {
-    1: 1,
-    2: 1,
-    3: 2,
-    4: 4,
-    5: 8,
-    6: 1,
-    7: 1,
-    8: 2,
-    9: 4,
-    10: 8,
-    11: 4,
-    12: 8,
-    13: 4,
-    16: 8,
-    17: 8,
-    18: 8,
-}
+    1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8,
+}  # fmt: skip
 _TIFF_BYTE_TYPES = (1, 2, 6, 7)
 _STRIP_AND_TILE_TAGS = (273, 279, 324, 325)
 _ORIENTATION = 0x0112
@@ -152,20 +137,21 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _strip_png(data: bytes) -> Stripped:
-    exif = xmp = text = b""
     view = memoryview(data)
     kept = [view[:8]]
+    found: dict[bytes, bytes] = {}  # the first of each: their number must not multiply the work
     end = 8
     for kind, start, end in _png_chunks(data):
         if not _is_png_metadata(kind):
             kept.append(view[start:end])
         elif kind == b"eXIf":
-            exif = exif or data[start + 8 : end - 4]
-        elif not xmp and data.startswith(_PNG_XMP, start + 8):
-            xmp = _png_text(kind, data[start + 8 : end - 4])
-        elif not text and data.startswith(_PNG_EXIF_TEXT, start + 8):
-            text = _png_text(kind, data[start + 8 : end - 4])
-    return Stripped(b"".join([*kept, view[end:]]), exif or _unhex(text), xmp)
+            found.setdefault(kind, data[start + 8 : end - 4])
+        elif data.startswith(_PNG_XMP, start + 8):
+            found.setdefault(_PNG_XMP, data[start + 4 : end - 4])
+        elif data.startswith(_PNG_EXIF_TEXT, start + 8):
+            found.setdefault(_PNG_EXIF_TEXT, data[start + 4 : end - 4])
+    exif = found.get(b"eXIf") or _unhex(_png_text(found.get(_PNG_EXIF_TEXT, b"")))
+    return Stripped(b"".join([*kept, view[end:]]), exif, _png_text(found.get(_PNG_XMP, b"")))
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -187,9 +173,9 @@ def _is_png_metadata(kind: bytes) -> bool:
     return kind.isalpha() and kind[:1].islower() and kind != b"tRNS"
 
 
-def _png_text(kind: bytes, content: bytes) -> bytes:
-    """The text of a textual chunk, of a long one the first MiB; empty where it is damaged."""
-    text = content.partition(b"\0")[2]
+def _png_text(chunk: bytes) -> bytes:
+    """The text of a textual chunk's kind and content, of a long one the first MiB; empty where it is damaged."""
+    kind, text = chunk[:4], chunk.partition(b"\0")[2]
     compressed = kind == b"zTXt" or (kind == b"iTXt" and text[:1] == b"\1")
     if kind == b"zTXt":
         text = text[1:]
@@ -223,9 +209,7 @@ def _strip_gif(data: bytes) -> bytes:
         while size := int.from_bytes(data[position : position + 1], "big"):
             position += 1 + size
             if next(blocks) > MAX_GIF_BLOCKS:
-                raise UnsupportedFormat(
-                    "a GIF with so much before its first frame is not read; save it without metadata"
-                )
+                raise UnsupportedFormat(_GIF_TOO_LONG)
         position += 1
         if data.startswith(_GRAPHIC_CONTROL, match.start()):
             kept.append(data[match.start() : position])

@@ -270,6 +270,9 @@ _MAKERS: dict[str, Callable[[], bytes]] = {
     "png of compressed texts": lambda: _png_bomb(b"zTXt", b"a\0\0", 10**6, 25_000),
     "png of compressed international texts": lambda: _png_bomb(b"iTXt", b"a\0\1\0\0\0", 10**6, 25_000),
     "png of compressed profiles": lambda: _png_bomb(b"iCCP", b"a\0\0", 10**6, 25_000),
+    "png of damaged compressed xmp": lambda: in_png(
+        png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(bytes(10**6), 9)[:-1] + b"\0") * 25_000
+    ),
     "png of empty chunks": lambda: in_png(png_chunk(b"abCD", b"") * (MANY // 12)),
     "png of empty chunks behind its pixels": lambda: behind_png(png_chunk(b"abCD", b"") * (MANY // 12)),
     "png of empty pixel chunks": lambda: in_png(png_chunk(b"IDAT", b"") * (MANY // 12)),
