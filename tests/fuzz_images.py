@@ -6,6 +6,7 @@ and notes in the file which seed it is at, so that whoever started it knows whic
 """
 
 import functools
+import logging
 import mmap
 import signal
 import struct
@@ -174,6 +175,7 @@ def main(first: int, step: int, count: int, note: Path) -> None:
     from service.preprocess import Preprocessor
 
     warnings.simplefilter("ignore")
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
     torch.set_num_threads(1)
     note.write_bytes(bytes(8))
     stages = []
