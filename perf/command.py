@@ -3,11 +3,11 @@
 import argparse
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from perf import machine, peers
+from perf import machine, peers, soak
 from perf.bench import Bench
 from perf.load.client import OwnClient
 from perf.load.perf_analyzer import PerfAnalyzer, find_perf_analyzer
@@ -40,40 +40,51 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser, run, commands = _parsers()
+    named = arguments and arguments[0] in (*commands, "-h", "--help")
+    options = parser.parse_args(arguments if named else ["run", *arguments])
+    if unknown := set(getattr(options, "rows", ())) - set(ROWS):
+        run.error(f"there is no row {unknown.pop()!r}; known are {', '.join(ROWS)}")
+    if options.quick:
+        options.rounds, options.seconds = 1, 1.0
+    # What has no figures is not to take the place of those that are there.
+    is_short = options.quick or (options.command == "soak" and options.minutes < soak.LEAST_MINUTES)
+    options.output = options.output or (Path(tempfile.mkdtemp(prefix="perf-")) if is_short else FOLDER)
+    return options
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser, Collection[str]]:
+    """The whole command line's parser, that of `run`, and the names of all commands."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--output", type=Path, help="folder for results (default: perf/results)")
-    common.add_argument("--rounds", type=int, default=MIN_ROUNDS, help=f"default and least for ratios: {MIN_ROUNDS}")
-    common.add_argument("--seconds", type=float, default=10.0, help="least length of a measurement (default: 10)")
-    common.add_argument("--quick", action="store_true", help="one short round, results into a new folder")
     common.add_argument("--device", default="auto", help="where models run, as for the service (default: auto)")
-    common.add_argument(
+    rounds = argparse.ArgumentParser(add_help=False)
+    rounds.add_argument("--rounds", type=int, default=MIN_ROUNDS, help=f"default and least for ratios: {MIN_ROUNDS}")
+    rounds.add_argument("--seconds", type=float, default=10.0, help="least length of a measurement (default: 10)")
+    rounds.add_argument("--quick", action="store_true", help="one short round, results into a new folder")
+    rounds.add_argument(
         "--client",
         choices=("auto", "own", "perf_analyzer"),
         default="auto",
         help="load generator for gRPC; auto is perf_analyzer where it is installed (PERF_ANALYZER or PATH)",
     )
     parser = argparse.ArgumentParser(prog="python -m perf", description="Measure the service on this machine.")
+    # For the commands that have no rounds.
+    parser.set_defaults(**vars(rounds.parse_args([])))
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     run = commands.add_parser(
         "run",
-        parents=[common],
+        parents=[common, rounds],
         help="measure the report's rows (the default)",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="rows:\n" + "\n".join(f"  {name:18} {kind.what}" for name, kind in ROWS.items()),
     )
     run.add_argument("rows", nargs="*", metavar="ROW", help="the rows to measure (default: all)")
-    load = commands.add_parser("load", parents=[common], help="put any endpoints under load, side by side")
+    soak.add_arguments(commands.add_parser("soak", parents=[common], help="watch the service under load for minutes"))
+    load = commands.add_parser("load", parents=[common, rounds], help="put any endpoints under load, side by side")
     peers.add_arguments(load)
     commands.add_parser("report", parents=[common], help="write the report again from the results")
-    named = arguments and arguments[0] in (*commands.choices, "-h", "--help")
-    options = parser.parse_args(arguments if named else ["run", *arguments])
-    if unknown := set(getattr(options, "rows", ())) - set(ROWS):
-        run.error(f"there is no row {unknown.pop()!r}; known are {', '.join(ROWS)}")
-    if options.quick:
-        options.rounds, options.seconds = 1, 1.0
-    # A quick run has no figures, and is not to take the place of those that are there.
-    options.output = options.output or (Path(tempfile.mkdtemp(prefix="perf-")) if options.quick else FOLDER)
-    return options
+    return parser, run, commands.choices
 
 
 @contextlib.contextmanager
@@ -92,6 +103,8 @@ def _bench(options: argparse.Namespace) -> Iterator[Bench]:
 
 
 def _measurements(options: argparse.Namespace, bench: Bench) -> dict[str, Callable[[], Findings]]:
+    if options.command == "soak":
+        return {"soak": partial(soak.soak, bench, options.minutes)}
     if options.command == "load":
         single = [Target(options.label, options.protocol, options.url, options.model)] if options.url else []
         targets = single + options.target
@@ -102,8 +115,8 @@ def _measurements(options: argparse.Namespace, bench: Bench) -> dict[str, Callab
 
 
 def _measure(measure: Callable[[], Findings], options: argparse.Namespace) -> Row:
-    settings = {key: getattr(options, key) for key in ("rounds", "seconds", "device", "client")}
-    before = conditions(**settings)
+    length = ("minutes",) if options.command == "soak" else ("rounds", "seconds", "client")
+    before = conditions(**{key: getattr(options, key) for key in (*length, "device")})
     try:
         return Row(before, measure())
     # An OSError: the service, or a peer, has gone away. The other rows can still be measured.
@@ -114,6 +127,8 @@ def _measure(measure: Callable[[], Findings], options: argparse.Namespace) -> Ro
 
 def _report(results: Results, folder: Path) -> None:
     titles = {name: (kind.title, kind.what) for name, kind in ROWS.items()}
+    if "soak" in results.rows:
+        titles["soak"] = (soak.TITLE, soak.WHAT)
     if "peers" in results.rows:
         titles["peers"] = (peers.TITLE, peers.WHAT)
     path = write_report(results, folder, titles)

@@ -45,6 +45,35 @@ def _stages(table: Table) -> Plot:
     return _bars(table, "ms", "milliseconds that an image spends")
 
 
+def _soak(table: Table) -> Plot:
+    plot = Plot(figsize=(9, 5))
+    panels = {
+        "MB": ("memory MB", "service MB", "tritonserver MB", "stubs MB", "/dev/shm MB"),
+        "count": ("threads", "files"),
+        "latency in ms": ("p50 ms", "p99 ms"),
+        "good answers a second": ("answers/s",),
+    }
+    for axes, (label, columns) in zip(plot.subplots(2, 2).flat, panels.items(), strict=True):
+        for column in columns:
+            axes.plot(*_over_time(table, column), label=column.removesuffix(" MB").removesuffix(" ms"), linewidth=1)
+        axes.set(xlabel="minutes", ylabel=label, ylim=(0, None))
+        axes.grid(alpha=0.3)
+        if len(columns) > 1:
+            axes.legend(fontsize="small")
+    plot.tight_layout()
+    return plot
+
+
+def _over_time(table: Table, column: str) -> tuple[list[float], list[float]]:
+    """When each sample was taken, spread evenly over its minute, and the samples."""
+    minutes, samples = [], []
+    for minute, point in table.points.items():
+        of_minute = point.get(column, [])
+        minutes += [int(minute) - 1 + (index + 1) / len(of_minute) for index in range(len(of_minute))]
+        samples += of_minute
+    return minutes, samples
+
+
 def _peers(table: Table) -> Plot:
     return _bars(table, "images/s", "images/s")
 
@@ -63,4 +92,4 @@ def _medians(table: Table, column: str) -> list[float]:
     return [statistics.median(point[column]) for point in table.points.values()]
 
 
-_PLOTS: dict[str, Callable[[Table], Plot]] = {"growth": _growth, "stages": _stages, "peers": _peers}
+_PLOTS: dict[str, Callable[[Table], Plot]] = {"growth": _growth, "stages": _stages, "soak": _soak, "peers": _peers}

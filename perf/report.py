@@ -73,6 +73,8 @@ def render(figure: Figure) -> str:
         return str(reason)
     if figure.kind == "exact":
         return f"{median:.6g} {figure.unit}".rstrip()
+    if figure.kind == "slope":
+        return f"{_number(median)} {figure.unit}".rstrip()
     return f"{_spread(figure.per_round)} {figure.unit}".rstrip()
 
 
@@ -105,7 +107,11 @@ def _details(row: Row, plot: str | None) -> list[str]:
 
 def _table(table: Table) -> list[str]:
     columns = list(next(iter(table.points.values()))) if table.points else []
-    lines = [[label, *(_spread(point[column]) for column in columns)] for label, point in table.points.items()]
+    lines = [
+        # A column has no samples where there was nothing to measure.
+        [label, *(_spread(point[column]) if column in point else "" for column in columns)]
+        for label, point in table.points.items()
+    ]
     return _markdown_table([table.axis, *columns], lines)
 
 

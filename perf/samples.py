@@ -1,7 +1,8 @@
 """What a measurement leaves behind: figures and tables that keep every raw sample.
 
 A figure is the median of what each round gives; a ratio or a difference has its two sides measured one after the other
-in each round, so that a machine which slows down slows both. From fewer than `MIN_ROUNDS` rounds none is printed.
+in each round, so that a machine which slows down slows both. From fewer than `MIN_ROUNDS` rounds none is printed. A
+slope is that of the line through all samples of one run.
 """
 
 import statistics
@@ -10,6 +11,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 MIN_ROUNDS = 5
+# A slope over less would be that of a wave of the load, or of an allocator that is still filling its pools.
+MIN_SLOPE_MINUTES = 5.0
+MIN_SLOPE_SAMPLES = 30
 
 
 class NotEnoughSamples(Exception):
@@ -26,17 +30,17 @@ class Figure:
 
     Attributes:
         name: what is measured, in a few words.
-        kind: a ratio or a difference of `samples` and `reference`, the median of `samples` alone, or an exact number,
-            which another round would give again.
-        samples: one number a round.
-        reference: the other side of a ratio or a difference, round by round.
+        kind: a ratio or a difference of `samples` and `reference`, the median of `samples` alone, an exact number,
+            which another round would give again, or the slope of `samples` over `reference`.
+        samples: one number a round; of a slope, all of one run.
+        reference: the other side of a ratio or a difference, round by round; of a slope, the minute of each sample.
         unit: of what is printed; a ratio has none.
         at_least, at_most: the target, where there is one.
         note: what a reader must know to judge the figure.
     """
 
     name: str
-    kind: Literal["ratio", "difference", "value", "exact"]
+    kind: Literal["ratio", "difference", "value", "exact", "slope"]
     samples: Sequence[float]
     reference: Sequence[float] = ()
     unit: str = ""
@@ -58,11 +62,23 @@ class Figure:
         """The figure.
 
         Raises:
-            NotEnoughSamples: there are fewer than `MIN_ROUNDS` rounds.
+            NotEnoughSamples: there are fewer than `MIN_ROUNDS` rounds, or too little for a slope.
         """
+        if self.kind == "slope":
+            return self._slope()
         if self.kind != "exact" and len(self.samples) < MIN_ROUNDS:
             raise NotEnoughSamples(f"not enough samples ({len(self.samples)} of {MIN_ROUNDS} rounds)")
         return statistics.median(self.per_round)
+
+    def _slope(self) -> float:
+        """By least squares."""
+        minutes = max(self.reference, default=0.0) - min(self.reference, default=0.0)
+        if len(self.samples) < MIN_SLOPE_SAMPLES or minutes < MIN_SLOPE_MINUTES:
+            raise NotEnoughSamples(
+                f"not enough samples ({len(self.samples)} in {minutes:.1f} minutes;"
+                f" a slope needs {MIN_SLOPE_SAMPLES} in {MIN_SLOPE_MINUTES:g})"
+            )
+        return statistics.linear_regression(self.reference, self.samples).slope
 
     @property
     def is_met(self) -> bool | None:

@@ -18,6 +18,7 @@ import psutil
 from perf.load.protocols import Target
 from perf.machine import REPOSITORY
 from perf.samples import NotMeasured
+from perf.vitals import Vitals, vitals
 from service.ports import free_ports
 
 _START_SECONDS = 600.0
@@ -108,6 +109,17 @@ class Service:
         """Memory of all processes of the service in MB, what they share counted once (PSS)."""
         return sum(each.memory_full_info().pss for each in self._family()) / 1e6
 
+    def vitals(self) -> Vitals:
+        """What all processes of the service hold now.
+
+        Raises:
+            NotMeasured: the service has ended, or a part of it.
+        """
+        try:
+            return vitals(self._family())
+        except psutil.NoSuchProcess as error:
+            raise NotMeasured(f"the service has ended: {self._last_line()}") from error
+
     def _get(self, port: int, path: str) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{self._ports[port]}{path}", timeout=60) as response:
             text: str = response.read().decode()
@@ -120,9 +132,11 @@ class Service:
                 self._get(port, path)
                 return
             if self._process.poll() is not None or time.perf_counter() > deadline:
-                last_line = self._log.read_text(errors="replace").strip().split("\n")[-1]
-                raise NotMeasured(f"the service did not start: {last_line[:300]}")
+                raise NotMeasured(f"the service did not start: {self._last_line()}")
             time.sleep(0.01)
+
+    def _last_line(self) -> str:
+        return self._log.read_text(errors="replace").strip().split("\n")[-1][:300]
 
     def _family(self) -> list[psutil.Process]:
         parent = psutil.Process(self._process.pid)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from perf.bench import Bench
-from perf.rows import end_to_end, rooms, running
+from perf.rows import end_to_end, overload, rooms, running
 from perf.samples import Findings
 
 
@@ -48,6 +48,11 @@ ROWS: dict[str, RowKind] = {
         "Start", "seconds from the command to ready, after a first start that warms caches", running.start
     ),
     "growth": RowKind("Growth", "images/s at N requests in flight / the best at fewer in flight, gRPC", running.growth),
+    "overload": RowKind(
+        "Overload",
+        "images/s answered while ten times the capacity is offered for a minute / the best of a closed loop",
+        overload.overload,
+    ),
     "repeats": RowKind(
         "Repeats", "images/s with a cache / without, for a share of images that were sent before", running.repeats
     ),

@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from perf import images, peers
 from perf.bench import Bench, failure, insist
 from perf.load import client
 from perf.load.client import Load, LoadResult
+from perf.load.flood import Flood, pour
 from perf.load.protocols import Target
 from perf.samples import NotMeasured
 
@@ -30,15 +32,17 @@ JPEGS = set(images.workload())
 
 @dataclass
 class FakeServer:
-    """Answers as a KServe and an OpenAI server do; every `fail_every`-th request is answered with a 503."""
+    """Answers as a KServe and an OpenAI server do, after a while; every `fail_every`-th request gets a 503."""
 
     fail_every: int = 0
+    seconds: float = 0.0
     requests: int = 0
     images: set[bytes] = field(default_factory=set)
 
     async def infer(self, request: web.Request) -> web.Response:
         """KServe, raw or JSON, as the request's headers say."""
         body = await request.read()
+        await asyncio.sleep(self.seconds)
         if "Inference-Header-Content-Length" not in request.headers:
             (tensor,) = json.loads(body)["inputs"]
             assert json.loads(body)["parameters"] == {"base64_encoded": True} and tensor["shape"] == [1, 1]
@@ -143,6 +147,26 @@ def test_what_is_no_embedding_is_a_failure(protocol: str, model: str, message: s
         result = measure(Target("fake", protocol, address, model), Load(in_flight=1, seconds=0.1))
     assert result.images_per_second == 0
     assert [text for text in result.errors if text.startswith(message)]
+
+
+def test_a_flood_does_not_wait_for_answers_and_says_how_each_request_ended() -> None:
+    fake = FakeServer(fail_every=3, seconds=0.5)
+    with served(fake) as url:
+        target, flood = Target("fake", "kserve-http", url), Flood(rate=100, seconds=0.3, begin=time.monotonic() + 0.5)
+        parts = [pour(target, flood.part(index, 2)) for index in range(2)]
+    requests = [each for part in parts for each in part]
+    assert 0 < len(requests) == fake.requests <= 30
+    assert sum(each.is_turned_away for each in requests) == fake.requests // 3
+    assert all(each.is_turned_away == bool(each.error) for each in requests)
+    # None came back before the last was sent.
+    assert all(min(each.ended for each in part) > max(each.sent for each in part) for part in parts[:1])
+
+
+def test_other_failures_of_a_flood_are_told_apart() -> None:
+    with served(FakeServer()) as url:
+        flood = Flood(rate=100, seconds=0.1, begin=time.monotonic())
+        requests = pour(Target("fake", "kserve-http", url, "absent"), flood)
+    assert requests and all(each.error.startswith("HTTP 404") and not each.is_turned_away for each in requests)
 
 
 def test_slots_are_timed_from_answer_to_answer() -> None:

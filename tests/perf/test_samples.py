@@ -2,7 +2,7 @@
 
 import pytest
 
-from perf.samples import MIN_ROUNDS, Figure, NotEnoughSamples
+from perf.samples import MIN_ROUNDS, MIN_SLOPE_MINUTES, MIN_SLOPE_SAMPLES, Figure, NotEnoughSamples
 
 
 def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
@@ -27,6 +27,26 @@ def test_too_few_rounds_give_no_figure_and_no_verdict(kind: str, rounds: int) ->
 
 def test_an_exact_number_needs_no_second_round() -> None:
     assert Figure("", "exact", [0.25]).median == 0.25
+
+
+def test_a_slope_is_that_of_the_line_through_all_samples() -> None:
+    minutes = [1 + index / 12 for index in range(109)]
+    steady = [500 + (20 if index % 2 else -20) for index in range(109)]
+    assert abs(Figure("", "slope", steady, minutes).median) < 0.1
+    growing = [size + 2.5 * minute for size, minute in zip(steady, minutes, strict=True)]
+    figure = Figure("", "slope", growing, minutes, at_most=1.0)
+    assert figure.median == pytest.approx(2.5, abs=0.1) and figure.is_met is False
+
+
+@pytest.mark.parametrize(
+    ("count", "minutes"), [(0, 0.0), (MIN_SLOPE_SAMPLES - 1, 2 * MIN_SLOPE_MINUTES), (1000, 0.9 * MIN_SLOPE_MINUTES)]
+)
+def test_too_few_samples_or_minutes_give_no_slope(count: int, minutes: float) -> None:
+    times = [minutes * index / max(1, count - 1) for index in range(count)]
+    figure = Figure("", "slope", [1.0] * count, times, at_most=1.0)
+    for what in ("median", "is_met"):
+        with pytest.raises(NotEnoughSamples, match=rf"not enough samples \({count} in {minutes:.1f} minutes"):
+            getattr(figure, what)
 
 
 @pytest.mark.parametrize(

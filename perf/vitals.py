@@ -1,0 +1,66 @@
+"""What a tree of processes holds at a moment: memory, threads and file descriptors.
+
+Comes in: the processes of a service, its own first. Goes out: sums over them.
+"""
+
+import contextlib
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+_ROLES = {"tritonserver": "tritonserver", "triton_python_backend_stub": "stubs"}
+_SHARED_MEMORY = re.compile(r"/dev/shm/\S+$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Vitals:
+    """Of all processes together.
+
+    Attributes:
+        memory_mb: by role, what processes share counted once (PSS).
+        shared_mb: the files in /dev/shm that they have mapped; as far as it is touched it is in `memory_mb`, too.
+        threads: threads.
+        files: open file descriptors.
+    """
+
+    memory_mb: dict[str, float]
+    shared_mb: float
+    threads: int
+    files: int
+
+    @property
+    def total_mb(self) -> float:
+        """Memory of all roles."""
+        return sum(self.memory_mb.values())
+
+
+def vitals(processes: Sequence[psutil.Process]) -> Vitals:
+    """Look at each of the processes.
+
+    Raises:
+        psutil.NoSuchProcess: one of them has ended.
+    """
+    memory: Counter[str] = Counter()
+    threads = files = 0
+    for process in processes:
+        with process.oneshot():
+            memory[_ROLES.get(process.name(), "service")] += process.memory_full_info().pss
+            threads += process.num_threads()
+            files += process.num_fds()
+    return Vitals({role: size / 1e6 for role, size in memory.items()}, _shared_mb(processes), threads, files)
+
+
+def _shared_mb(processes: Sequence[psutil.Process]) -> float:
+    """What the files take, not what they could: Triton makes them larger than it needs."""
+    maps = (Path(f"/proc/{process.pid}/maps").read_text() for process in processes)
+    paths = {path for text in maps for path in _SHARED_MEMORY.findall(text)}
+    blocks = 0
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            blocks += os.stat(path).st_blocks
+    return blocks * 512 / 1e6

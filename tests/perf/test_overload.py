@@ -1,0 +1,44 @@
+"""The row of a flood: what is made of its requests, and the room that a service is given."""
+
+import pytest
+
+from perf.load.flood import Flood, Sent
+from perf.rows.overload import _bounds, _ends
+from perf.samples import NotMeasured
+
+FLOOD = Flood(rate=10.0, seconds=2.0, begin=100.0)
+ANSWERED = [Sent(100 + index / 2, 100.3 + index / 2, "") for index in range(4)]
+TURNED_AWAY = [Sent(100 + index / 8, 100.01 + index / 8, "HTTP 503: no room") for index in range(16)]
+
+
+def test_answers_within_the_flood_are_throughput_and_refusals_are_not() -> None:
+    late = Sent(101.9, 102.5, "")
+    ends = _ends([*ANSWERED, late, *TURNED_AWAY], FLOOD, best=1.0)
+    assert ends["images/s in the flood"] == 2.0
+    assert ends["offered / best"] == 10.5
+    assert ends["share turned away"] == pytest.approx(16 / 21)
+    assert ends["ms accepted, p99"] == pytest.approx(600, rel=0.05)
+    assert ends["ms turned away, p99"] == pytest.approx(10)
+
+
+@pytest.mark.parametrize(
+    ("requests", "complaint"),
+    [
+        ([*ANSWERED, Sent(100, 101, "HTTP 500: internal")], "1 of 5 requests failed, one of them with: HTTP 500"),
+        (TURNED_AWAY, "none of the requests was answered"),
+    ],
+)
+def test_other_ends_make_the_row_not_measured(requests: list[Sent], complaint: str) -> None:
+    with pytest.raises(NotMeasured, match=complaint):
+        _ends(requests, FLOOD, best=1.0)
+
+
+@pytest.mark.parametrize(
+    ("rate", "bounds"),
+    [
+        (7.4, "--lanes 2 --max-batch-size 1 --max-queue-size 2 --queue-timeout-ms 1000"),
+        (600.0, "--lanes 2 --max-batch-size 60 --max-queue-size 150 --queue-timeout-ms 1000"),
+    ],
+)
+def test_a_service_gets_room_for_half_a_second_of_its_work(rate: float, bounds: str) -> None:
+    assert " ".join(_bounds(rate)) == bounds
