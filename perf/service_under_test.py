@@ -116,9 +116,11 @@ class Service:
             NotMeasured: the service has ended, or a part of it.
         """
         try:
-            return vitals(self._family())
-        except psutil.NoSuchProcess as error:
-            raise NotMeasured(f"the service has ended: {self._last_line()}") from error
+            if self._process.poll() is None:
+                return vitals(self._family())
+        except psutil.NoSuchProcess:
+            pass
+        raise NotMeasured(f"the service, or a part of it, has ended: {self._last_line()}")
 
     def _get(self, port: int, path: str) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{self._ports[port]}{path}", timeout=60) as response:
