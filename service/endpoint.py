@@ -164,7 +164,7 @@ def _attempt(read: Callable[[Request], _Readable[R]], request: Request) -> _Read
     try:
         return read(request)
     except Fault as fault:
-        return fault
+        return fault.apart()
 
 
 def _result(reading: _Readable[R] | Fault, outcomes: Iterator[Embedding | Fault]) -> Embedding | Fault:

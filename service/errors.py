@@ -19,6 +19,14 @@ class Fault(Exception):
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
 
+    def apart(self) -> "Fault":
+        """The same fault without its traceback.
+
+        A fault that is kept holds by it, in a cycle, the frames it came through and with them its whole batch, which
+        then waits for a garbage collection; in a process of so many objects a full one is rare.
+        """
+        return type(self)(self.message)
+
     def in_row(self, row: int) -> "Fault":
         """The same fault, naming the row of the request (counted from 0) that it belongs to."""
         return type(self)(f"row {row}: {self.message}")

@@ -137,7 +137,7 @@ class Pipeline:
         try:
             return work(*args, **kwargs)
         except Fault as fault:
-            return fault
+            return fault.apart()
         except Exception:
             logger.exception("an image could not be prepared")
             return InternalFault("the image could not be prepared")

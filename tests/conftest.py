@@ -1,5 +1,6 @@
 """What tests of several rooms share."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -17,3 +18,11 @@ def restless() -> Iterator[None]:
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(interval)
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """No garbage collection comes to the help of what refers to itself."""
+    gc.disable()
+    yield
+    gc.enable()

@@ -1,6 +1,7 @@
 """Requests in, responses out: parameters, shapes, the rows' way back, and which fault has which status."""
 
 import logging
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import cast
@@ -141,6 +142,14 @@ def test_no_shape_of_images_is_trusted(shape: tuple[int, ...]) -> None:
     assert _fault(wrong) == f"INVALID_ARG invalid_tensor: INPUT_IMAGE must have the shape [rows, 1], not {list(shape)}"
     assert _rows(right) == [[7, 14, 0]]
     assert pipeline.batches == [[Row(b"7", False)]]
+
+
+def test_a_refused_batch_leaves_nothing_for_the_garbage_collection(uncollected: None) -> None:
+    images = np.full((6,), b"5", np.object_)
+    kept = weakref.ref(images)
+    _embed_image(FakePipeline())([Request({"INPUT_IMAGE": images}, {})])
+    del images
+    assert kept() is None
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 4), (0, 3, 4, 4), (1, 4, 4, 3), (1, 3, 4, 5), (1, 1, 4, 4), (48,)], ids=str)

@@ -3,6 +3,7 @@
 import base64
 import logging
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
@@ -112,6 +113,14 @@ def test_each_row_has_its_own_outcome_in_its_place(workers: int, cores: int) -> 
     with ThreadPoolExecutor(workers) as threads:
         assert _readable(_pipeline(encoder, threads, cores).embed(rows)) == expected
     assert encoder.batches == [40]
+
+
+def test_faults_leave_nothing_for_the_garbage_collection(threads: ThreadPoolExecutor, uncollected: None) -> None:
+    rows, _ = _mixed(20)
+    outcomes = _pipeline(MeanColour(), threads).embed(rows)
+    faults = [weakref.ref(outcome) for outcome in outcomes if isinstance(outcome, Fault)]
+    del outcomes
+    assert faults and not any(fault() for fault in faults)
 
 
 def test_helpers_and_cores_change_no_bit(threads: ThreadPoolExecutor) -> None:
