@@ -7,7 +7,7 @@ import argparse
 import asyncio
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,27 +110,24 @@ def findings(samples: Sequence[Sample], account: Account) -> Findings:
 
 def _slope(samples: Sequence[Sample]) -> Figure:
     counted = [sample for sample in samples if sample.minute >= _WARM_UP_MINUTES]
-    minutes, memory = [sample.minute for sample in counted], [sample.vitals.total_mb for sample in counted]
     note = ""
     if counted:
-        first, last = (
-            statistics.median(size for minute, size in zip(minutes, memory, strict=True) if within(minute))
-            for within in _first_and_last_minute(minutes)
-        )
+        first = _median_mb([sample for sample in counted if sample.minute <= counted[0].minute + 1])
+        last = _median_mb([sample for sample in counted if sample.minute >= counted[-1].minute - 1])
         note = f"medians of its first and last minute: {first:.0f} MB, {last:.0f} MB; {len(counted)} samples"
     return Figure(
         "memory after the first minute, slope",
         "slope",
-        memory,
-        minutes,
+        [sample.vitals.total_mb for sample in counted],
+        [sample.minute for sample in counted],
         unit="MB a minute",
         at_most=_MOST_MB_A_MINUTE,
         note=note,
     )
 
 
-def _first_and_last_minute(minutes: Sequence[float]) -> tuple[Callable[[float], bool], Callable[[float], bool]]:
-    return lambda minute: minute <= minutes[0] + 1, lambda minute: minute >= minutes[-1] - 1
+def _median_mb(samples: Sequence[Sample]) -> float:
+    return statistics.median(sample.vitals.total_mb for sample in samples)
 
 
 def _unaccounted(account: Account) -> Figure:
