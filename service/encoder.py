@@ -28,6 +28,9 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _MAX_CPU_LANES = 8
 # Waking a thread for every operator takes longer than a smaller share of the work than this.
 _LEAST_OPERATIONS_A_THREAD = 5e8
+# A larger batch gains nothing, and oneDNN makes and keeps kernels for each number of images that it meets: with the
+# embedded checkpoint 2 MB each.
+_MOST_AT_ONCE_ON_CPU = 16
 # A batch on a CPU teaches it nothing after the first few, and a large model may need minutes for a full one.
 _CPU_WARM_UP_SECONDS = 5.0
 
@@ -141,9 +144,10 @@ class Encoder:
     def _run_on_cpu(self, images: torch.Tensor) -> torch.Tensor:
         with self._cores.share() as threads:
             torch.get_num_threads()  # or a thread's first operator would take the number that another has set last
-            worthwhile = 1 + int(len(images) * self._operations / _LEAST_OPERATIONS_A_THREAD)
+            pieces = images.chunk(-(-len(images) // _MOST_AT_ONCE_ON_CPU))
+            worthwhile = 1 + int(len(pieces[0]) * self._operations / _LEAST_OPERATIONS_A_THREAD)
             torch.set_num_threads(min(threads, worthwhile))  # of the calling thread alone
-            return self._forward(images)
+            return torch.cat([self._forward(piece) for piece in pieces])
 
     def _run_on_cuda(self, images: torch.Tensor) -> torch.Tensor:
         """Upload and download overlap the work of other callers; only the kernels are launched in turns."""

@@ -183,9 +183,18 @@ def test_a_small_batch_is_left_to_few_threads(around: Callable[..., Encoder]) ->
     threads = list[int]()
     operations = _encoder()._operations
     encoder = around(_Tower(lambda _: threads.append(torch.get_num_threads())), 4, 2.0 * operations)
-    for images in (1, 3, 100):
+    for images in (1, 3, 16):
         encoder.encode(np.zeros((images, 64, 64, 3), np.uint8))
     assert threads == [1, 2, 4]
+
+
+def test_a_cpu_meets_few_numbers_of_images_whatever_the_batches(around: Callable[..., Encoder]) -> None:
+    """oneDNN keeps kernels for each of them."""
+    met = list[int]()
+    encoder = around(_Tower(lambda images: met.append(len(images))), 1)
+    for images in range(1, 61):
+        assert len(encoder.encode(np.zeros((images, 64, 64, 3), np.uint8))) == images
+    assert sum(met) == sum(range(1, 61)) and max(met) <= 16
 
 
 @pytest.mark.parametrize(("cores", "lanes"), [(1, 2), (2, 3), (8, 8), (64, 8)])
