@@ -1,6 +1,6 @@
 """A small image of known embedding, sent through the service the way a client's image is.
 
-Comes in: what the encoder makes of the image, and a client. Goes out: the status of each answer, or the failure that a
+Comes in: what the encoder makes of the image, and a client. Goes out: what kind of answer came, or the failure that a
 wrong one is. It must not know of the service's parts.
 """
 
@@ -9,6 +9,7 @@ import http.client
 import io
 import json
 import logging
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,10 @@ logger = logging.getLogger(__name__)
 
 Embedding = npt.NDArray[np.float32]
 
+Answer = Literal["right", "crowded out", "refused"]
+
 _SECONDS = 8.0
+_NEIGHBOURS_LIE = b"incomplete string data for inference input"
 # The size of the batch that an image is in changes its last bits: in bfloat16 by a cosine of 0.9999 or so.
 _LEAST_COSINE = 0.999
 
@@ -50,8 +54,8 @@ class Canary:
         self._client = client
         self._sent = 0
 
-    def send(self) -> int:
-        """Send the image and return the HTTP status of the answer.
+    def send(self) -> Answer:
+        """Send the image and say what the answer was: its embedding, a refusal, or a refusal for the sake of others.
 
         Raises:
             ServiceFailure: the answer is another embedding, or none.
@@ -60,9 +64,13 @@ class Canary:
         status, body = self._client.post("/v2/models/embed_image/infer", self._next_request(), _SECONDS)
         if status == http.client.OK and not same_direction(_read(body), self._known):
             raise ServiceFailure("the canary came back with the embedding of something else")
-        if status not in (http.client.OK, http.client.SERVICE_UNAVAILABLE):
-            logger.warning("the canary was answered with %d: %.200s", status, body.decode(errors="replace"))
-        return status
+        if status == http.client.OK:
+            return "right"
+        # The queue is full, or Triton has refused the whole batch for the lie of a request beside the canary.
+        if status == http.client.SERVICE_UNAVAILABLE or _NEIGHBOURS_LIE in body:
+            return "crowded out"
+        logger.warning("the canary was answered with %d: %.200s", status, body.decode(errors="replace"))
+        return "refused"
 
     def _next_request(self) -> bytes:
         # Nothing behind a JPEG's end is read, but it makes each of them a new image to the cache of embeddings.

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from service.canary import Canary
+from service.canary import Answer, Canary
 from service.encoder import Encoder
 from service.errors import ServiceFailure
 from service.local_client import LocalClient
@@ -52,11 +52,11 @@ class Watchdog:
         self._unanswered = 0
         self._canary = canary
         self._canary_sender = ThreadPoolExecutor(1, thread_name_prefix="canary")
-        self._canary_answer: Future[int] | None = None
+        self._canary_answer: Future[Answer] | None = None
         self._canary_at = time.monotonic()
         self._batches_before = 0
         self._canary_pause = max(_CANARY_PAUSE_SECONDS, _CANARY_PAUSE_IMAGES * image_seconds)
-        self._canaries_failed = 0
+        self._refusals = 0
 
     def look(self) -> None:
         """Look at every part once. It takes time only where a part does not answer.
@@ -95,18 +95,17 @@ class Watchdog:
             self._batches_before = self._triton.batches
             self._canary_answer = self._canary_sender.submit(self._canary.send)
 
-    def _judge(self, answer: Future[int]) -> None:
+    def _judge(self, answer: Future[Answer]) -> None:
         self._canary_at = time.monotonic() + self._canary_pause
         try:
-            status = answer.result()
+            kind = answer.result()
         except (OSError, http.client.HTTPException) as error:
             # Where batches come and go, or one takes long, the canary is waiting for its turn.
             if self._triton.batches == self._batches_before and not self._triton.is_working:
                 raise ServiceFailure("the canary was lost on its way to a lane") from error
             return
-        if status == http.client.OK:
+        if kind == "right":
             self._metrics.canary_answered()
-        # A full queue says nothing of those who work it off.
-        self._canaries_failed = 0 if status in (200, 503) else self._canaries_failed + 1
-        if self._canaries_failed >= _MOST_FAILURES:
+        self._refusals = self._refusals + 1 if kind == "refused" else 0
+        if self._refusals >= _MOST_FAILURES:
             raise ServiceFailure("one canary after another is answered with an error")

@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from service.canary import Canary, canary_image, same_direction
+from service.canary import Answer, Canary, canary_image, same_direction
 from service.decode import Decoder
 from service.errors import ServiceFailure
 from service.local_client import LocalClient
@@ -33,7 +33,7 @@ def _answer(*values: float) -> bytes:
     return json.dumps({"outputs": [{"name": "EMBEDDING", "data": values}]}).encode()
 
 
-def _send(status: int, body: bytes) -> int:
+def _send(status: int, body: bytes) -> Answer:
     return Canary(KNOWN, cast(LocalClient, FakeClient(status, body))).send()
 
 
@@ -41,7 +41,7 @@ def test_each_is_the_same_picture_in_other_bytes() -> None:
     """Or a cache of embeddings would answer in the encoder's place."""
     client = FakeClient(200, _answer(3, -1, 2))
     canary = Canary(KNOWN, cast(LocalClient, client))
-    assert [canary.send() for _ in range(3)] == [200] * 3
+    assert [canary.send() for _ in range(3)] == ["right"] * 3
     texts = [request["inputs"][0]["data"][0] for request in client.sent]
     assert len(set(texts)) == 3
     pictures = {DECODER.decode(base64.b64decode(text)).pixels.tobytes() for text in texts}
@@ -67,9 +67,18 @@ def test_any_other_embedding_is_a_failure(body: bytes) -> None:
         _send(200, body)
 
 
-@pytest.mark.parametrize("status", [404, 500, 503])
-def test_a_refusal_is_left_to_who_asked(status: int) -> None:
-    assert _send(status, b'{"error": "..."}') == status
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (500, b'{"error": "internal_error: ..."}', "refused"),
+        (400, b'{"error": "corrupt_image: ..."}', "refused"),
+        (404, b'{"error": "no model"}', "refused"),
+        (503, b'{"error": "Exceeds maximum queue size"}', "crowded out"),
+        (400, b'{"error": "incomplete string data for inference input \'INPUT_IMAGE\', expecting"}', "crowded out"),
+    ],
+)
+def test_a_refusal_for_the_sake_of_others_is_none_of_the_canary(status: int, body: bytes, kind: Answer) -> None:
+    assert _send(status, body) == kind
 
 
 def test_rounding_makes_no_other_direction() -> None:
