@@ -1,7 +1,7 @@
 """A small image of known embedding, sent through the service the way a client's image is.
 
 Comes in: what the encoder makes of the image, and a client. Goes out: what kind of answer came, or the failure that a
-wrong one is. It must not know of the service's parts.
+wrong one is; to others, the image's request and what its answer holds. It must not know of the service's parts.
 """
 
 import base64
@@ -20,6 +20,7 @@ from service.local_client import LocalClient
 
 logger = logging.getLogger(__name__)
 
+CANARY_PATH = "/v2/models/embed_image/infer"
 Embedding = npt.NDArray[np.float32]
 
 Answer = Literal["right", "crowded out", "refused"]
@@ -37,6 +38,32 @@ def canary_image() -> bytes:
     buffer = io.BytesIO()
     Image.merge("RGB", bands).save(buffer, "JPEG")
     return buffer.getvalue()
+
+
+def canary_request(mark: str, **parameters: int) -> bytes:
+    """The JSON request that embeds the image, whatever the service's defaults are.
+
+    Args:
+        mark: makes it a new image to the cache of embeddings; nothing behind a JPEG's end is read.
+        parameters: more of them for the request.
+    """
+    text = base64.b64encode(canary_image() + mark.encode()).decode()
+    tensor = {"name": "INPUT_IMAGE", "shape": [1, 1], "datatype": "BYTES", "data": [text]}
+    asked = {"base64_encoded": True, "normalize": False, **parameters}
+    return json.dumps({"inputs": [tensor], "parameters": asked}).encode()
+
+
+def read_canary(body: bytes) -> Embedding:
+    """The embedding in the answer to a canary's request.
+
+    Raises:
+        ServiceFailure: there is none.
+    """
+    try:
+        (output,) = json.loads(body)["outputs"]
+        return np.array(output["data"], np.float32)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ServiceFailure("the canary's answer cannot be read") from error
 
 
 def same_direction(one: Embedding, other: Embedding) -> bool:
@@ -61,8 +88,9 @@ class Canary:
             ServiceFailure: the answer is another embedding, or none.
             OSError, HTTPException: there was none within 8 seconds.
         """
-        status, body = self._client.post("/v2/models/embed_image/infer", self._next_request(), _SECONDS)
-        if status == http.client.OK and not same_direction(_read(body), self._known):
+        self._sent += 1
+        status, body = self._client.post(CANARY_PATH, canary_request(str(self._sent)), _SECONDS)
+        if status == http.client.OK and not same_direction(read_canary(body), self._known):
             raise ServiceFailure("the canary came back with the embedding of something else")
         if status == http.client.OK:
             return "right"
@@ -71,18 +99,3 @@ class Canary:
             return "crowded out"
         logger.warning("the canary was answered with %d: %.200s", status, body.decode(errors="replace"))
         return "refused"
-
-    def _next_request(self) -> bytes:
-        # Nothing behind a JPEG's end is read, but it makes each of them a new image to the cache of embeddings.
-        self._sent += 1
-        text = base64.b64encode(canary_image() + str(self._sent).encode()).decode()
-        tensor = {"name": "INPUT_IMAGE", "shape": [1, 1], "datatype": "BYTES", "data": [text]}
-        return json.dumps({"inputs": [tensor], "parameters": {"base64_encoded": True, "normalize": False}}).encode()
-
-
-def _read(body: bytes) -> Embedding:
-    try:
-        (output,) = json.loads(body)["outputs"]
-        return np.array(output["data"], np.float32)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ServiceFailure("the canary's answer cannot be read") from error

@@ -17,6 +17,7 @@ ALLOWED = {
     },
     "watchdog": {"canary", "encoder", "errors", "local_client", "metrics", "pytriton_compat"},
     "canary": {"errors", "local_client"},
+    "probe": {"access", "canary", "errors", "local_client", "settings"},
     "heartbeat": {"endpoint", "local_client"},
     "local_client": set[str](),
     "access": {"errors"},

@@ -11,6 +11,7 @@ from tritonclient.utils import InferenceServerException
 
 from tests.integration.clients import post_raw, triton_input
 from tests.integration.load import load
+from tests.integration.probing import probe
 from tests.integration.reference import photographs
 from tests.integration.service_process import ServiceProcess, service, wait_for
 
@@ -66,6 +67,18 @@ def test_who_waits_for_too_long_is_told_over_http_and_grpc(narrow: tuple[Service
     expired = "Request timeout expired"
     assert {other.result() for other in others} == {f"503 {expired}", f"StatusCode.UNAVAILABLE {expired}"}
     assert send_http() == send_grpc() == "200"
+
+
+def test_the_probe_tells_busy_from_unable(narrow: tuple[ServiceProcess, Path]) -> None:
+    running, _ = narrow
+    with load(running, clients=4 * (QUEUE + BATCH)):
+        found = [probe("--url", running.url) for _ in range(4)]
+    assert {each.returncode for each in found} == {0} and "able, but busy: " in str(found)
+    (server,) = (each for each in running.family() if each.name() == "tritonserver")
+    server.suspend()
+    hangs = probe("--url", running.url, "--timeout-s", "1")
+    server.resume()
+    assert hangs.returncode == 1 and hangs.stdout.startswith("not able: ")
 
 
 def _is_busy(running: ServiceProcess) -> bool:
