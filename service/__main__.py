@@ -1,4 +1,4 @@
-"""`python -m service`: settings -> logging -> server."""
+"""`python -m service`: settings -> logging -> server. `python -m service fetch` brings a checkpoint instead."""
 
 import logging
 import os
@@ -14,6 +14,8 @@ logger = logging.getLogger("service")
 
 def main() -> int:
     """Run the service; the exit code is 0 after a signal, 1 for a failure, 2 for a wrong setting."""
+    if sys.argv[1:2] == ["fetch"]:
+        return _fetch(sys.argv[2:])
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     try:
@@ -37,6 +39,18 @@ def main() -> int:
         _complain(failure, 1, settings.log_format)
         # Lanes may still be inside the model, and an interpreter that ends under such threads aborts.
         os._exit(1)
+    return 0
+
+
+def _fetch(arguments: list[str]) -> int:
+    """Fetch a checkpoint; here a signal leaves something undone."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    from service.fetch import fetch  # imports torch and transformers
+
+    try:
+        fetch(arguments)
+    except StartupFault as fault:
+        return _complain(fault, 1)
     return 0
 
 

@@ -13,25 +13,23 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from pytriton.model_config import DynamicBatcher, ModelConfig, QueuePolicy, Tensor
 from pytriton.model_config.common import TimeoutAction
 from pytriton.triton import TritonConfig
-from transformers import SiglipVisionModel
 
 from service import __version__
 from service.access import GrpcTls, bearer, check_tls, read_token
 from service.cache import EmbeddingCache
 from service.canary import Canary, canary_image, same_direction
+from service.checkpoint import checkpoint_fingerprint, load_checkpoint
 from service.cores import Cores
 from service.decode import Decoder
-from service.encoder import Encoder, load_model, resolve_devices, resolve_dtype
+from service.encoder import Encoder, resolve_devices, resolve_dtype
 from service.endpoint import EmbedImage, EmbedPixelValues, Parameters
 from service.errors import Fault, ServiceFailure, StartupFault
-from service.fingerprint import fingerprint
 from service.heartbeat import Heartbeat
 from service.local_client import LocalClient
 from service.metrics import Metrics, metrics_endpoint
@@ -44,7 +42,6 @@ from service.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
-_DEMO_CHECKPOINT = Path(__file__).parent / "demo" / "checkpoint"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LOOK_SECONDS = 0.5
 _IDLE_SECONDS = 5.0
@@ -65,7 +62,7 @@ def serve(settings: Settings) -> None:
     _check_ports_are_free(settings)
     access = _read_access(settings)
     cores, metrics = Cores(settings.cpu_threads), Metrics()
-    preprocessor, encoders, digest = _load_checkpoint(settings, cores, metrics)
+    preprocessor, encoders, digest = _load_encoders(settings, cores, metrics)
     facts = _facts(settings, encoders, digest)
     _introduce(encoders, facts, metrics)
     with contextlib.ExitStack() as stack:
@@ -121,15 +118,10 @@ def _read_access(settings: Settings) -> Access:
     return Access(token, admin_token, tls)
 
 
-def _load_checkpoint(settings: Settings, cores: Cores, metrics: Metrics) -> tuple[Preprocessor, list[Encoder], str]:
+def _load_encoders(settings: Settings, cores: Cores, metrics: Metrics) -> tuple[Preprocessor, list[Encoder], str]:
     """The checkpoint's preprocessor, one warm encoder a device, and the fingerprint of their embeddings."""
-    checkpoint = settings.checkpoint
-    if checkpoint == "demo":
-        checkpoint = str(_DEMO_CHECKPOINT)
-        logger.warning("serving the embedded demo checkpoint, which knows simple drawings and nothing of photographs")
     devices = resolve_devices(settings.device)
-    model = load_model(checkpoint, settings.revision, settings.random_weights)
-    preprocessor = Preprocessor.from_pretrained(checkpoint, settings.revision, settings.exact_pixels)
+    model, preprocessor = load_checkpoint(settings)
     encoders = [
         Encoder(
             model,
@@ -142,26 +134,10 @@ def _load_checkpoint(settings: Settings, cores: Cores, metrics: Metrics) -> tupl
         )
         for device in devices
     ]
-    if encoders[0].image_size != preprocessor.size:
-        raise StartupFault(
-            f"checkpoint {checkpoint!r} contradicts itself: its model reads images of {encoders[0].image_size} pixels,"
-            f" its image processor makes {preprocessor.size}"
-        )
     for encoder in encoders:
         encoder.warm_up(settings.max_batch_size)
-    return preprocessor, encoders, _fingerprint(settings, model, preprocessor, encoders)
-
-
-def _fingerprint(
-    settings: Settings, model: SiglipVisionModel, preprocessor: Preprocessor, encoders: Sequence[Encoder]
-) -> str:
-    return fingerprint(
-        model,
-        preprocessor=asdict(preprocessor),
-        exif_orientation=settings.exif_orientation,
-        background=settings.background_rgb,
-        dtypes=sorted({str(encoder.dtype) for encoder in encoders}),
-    )
+    dtypes = (str(encoder.dtype) for encoder in encoders)
+    return preprocessor, encoders, checkpoint_fingerprint(settings, model, preprocessor, dtypes)
 
 
 def _facts(settings: Settings, encoders: Sequence[Encoder], digest: str) -> dict[str, str]:

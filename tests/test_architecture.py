@@ -9,12 +9,14 @@ SERVICE = Path(__file__).parents[1] / "service"
 # Who may look into whom; the demo builds the checkpoint and belongs to no room.
 ALLOWED = {
     "__init__": set[str](),
-    "__main__": {"settings", "logs", "errors", "server"},
+    "__main__": {"settings", "logs", "errors", "server", "fetch"},
     "server": {
-        "settings", "decode", "preprocess", "encoder", "pipeline", "endpoint", "pytriton_compat", "errors", "cores",
-        "cache", "metrics", "ports", "access", "canary", "heartbeat", "local_client", "watchdog",
-        "fingerprint", "__version__",
+        "settings", "checkpoint", "decode", "preprocess", "encoder", "pipeline", "endpoint", "pytriton_compat",
+        "errors", "cores", "cache", "metrics", "ports", "access", "canary", "heartbeat", "local_client", "watchdog",
+        "__version__",
     },
+    "fetch": {"checkpoint", "errors", "settings"},
+    "checkpoint": {"encoder", "errors", "fingerprint", "preprocess", "settings"},
     "watchdog": {"canary", "encoder", "errors", "local_client", "metrics", "pytriton_compat"},
     "canary": {"errors", "local_client"},
     "probe": {"access", "canary", "errors", "local_client", "settings"},

@@ -1,0 +1,70 @@
+"""A checkpoint from a hub, fetched once, is served where no hub is reached."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.fake_hub import COMMIT, HUB_ID, FakeHub, fake_hub
+from tests.integration.service_process import service
+
+DEMO = Path(__file__).parents[2] / "service" / "demo" / "checkpoint"
+NEEDED = ["config.json", "model.safetensors", "preprocessor_config.json"]
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    files = {path.name: path.read_bytes() for path in DEMO.iterdir()}
+    with fake_hub({**files, "pytorch_model.bin": b"weights in another format"}) as hub:
+        yield hub
+
+
+def fetch(hub: FakeHub, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m service fetch` with an empty cache of its own."""
+    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), **quiet}
+    command = [sys.executable, "-m", "service", "fetch", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+
+
+def test_what_the_cache_got_is_served_offline_with_the_fingerprint_that_was_printed(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    fetched = fetch(hub, home, HUB_ID, "--revision", COMMIT)
+    assert fetched.returncode == 0, fetched.stderr
+    assert sorted({path.name for path in home.rglob(f"snapshots/{COMMIT}/*")}) == NEEDED
+    assert f"serve it with: python -m service --checkpoint {HUB_ID} --revision {COMMIT}\n" in fetched.stdout
+    offline = {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    chosen = ("--checkpoint", HUB_ID, "--revision", COMMIT, "--dtype", "float32")
+    with service(tmp_path, *chosen, environment=offline) as running:
+        (served,) = re.findall(r'fingerprint="(\w+)"', running.metrics())
+    assert f"fingerprint in float32: {served}\n" in fetched.stdout
+
+
+def test_a_branch_is_resolved_and_a_folder_filled(hub: FakeHub, tmp_path: Path) -> None:
+    folder = tmp_path / "siglip"
+    fetched = fetch(hub, tmp_path / "home", HUB_ID, "--revision", "main", "--to", str(folder))
+    assert fetched.returncode == 0, fetched.stderr
+    assert f"pin it: --revision {COMMIT}\n" in fetched.stdout
+    assert f"serve it with: python -m service --checkpoint {folder}\n" in fetched.stdout
+    assert sorted(path.name for path in folder.iterdir() if path.is_file()) == NEEDED
+    assert all((folder / name).read_bytes() == hub.files[name] for name in NEEDED)
+
+
+def test_what_is_not_the_hubs_or_not_whole_is_refused_in_one_line(hub: FakeHub, tmp_path: Path) -> None:
+    def refusal(*arguments: str) -> str:
+        result = fetch(hub, tmp_path / "home", *arguments)
+        assert result.returncode == 1 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+        return result.stderr
+
+    assert "cannot be fetched" in refusal("someone/else", "--revision", COMMIT)
+    assert "cannot be fetched" in refusal(HUB_ID, "--revision", "f" * 40)
+    folder = tmp_path / "siglip"
+    weights = hub.files["model.safetensors"]
+    hub.files["model.safetensors"] = weights[:-1] + bytes([weights[-1] ^ 1])
+    assert "other bytes than the hub's" in refusal(HUB_ID, "--revision", COMMIT, "--to", str(folder))
