@@ -41,6 +41,8 @@ _START_SECONDS = 300.0
 _MAX_SOCKET_PATH = 107  # of Linux, in bytes; a longer one would show only as a start that never ends
 _DRAIN_SECONDS = 120.0
 _POLL_SECONDS = 0.05
+_SHARED_MEMORY = "/dev/shm"
+_STUB_MEBIBYTES = 4  # that a stub takes of it before its first request
 _ADMIN_ENDPOINTS = ("shared-memory", "model-repository", "trace", "logging")
 _USER_ENDPOINTS = ("inference", "statistics")
 _LOG_LEVELS = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR}
@@ -150,8 +152,9 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         Returns whether it is ready, False when `interrupted` was set before.
 
         Raises:
-            StartupFault: tritonserver ended, or was not ready in time.
+            StartupFault: tritonserver ended, was not ready in time, or would lack shared memory.
         """
+        self._check_shared_memory()
         self._offer_libpython()
         self._run_server()
         deadline = time.monotonic() + _START_SECONDS
@@ -245,7 +248,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         # What a process that was killed could no longer remove itself.
-        for segment in Path("/dev/shm").glob(f"{self._segments}*"):
+        for segment in Path(_SHARED_MEMORY).glob(f"{self._segments}*"):
             segment.unlink(missing_ok=True)
         return stopped
 
@@ -334,6 +337,15 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
                 return bool(client.is_server_ready(headers=self._headers))
             except (OSError, InferenceServerException):
                 return False
+
+    def _check_shared_memory(self) -> None:
+        """Find out before Triton does, which says only that it failed to load its models."""
+        needed, free = len(self._lanes) * _STUB_MEBIBYTES, shutil.disk_usage(_SHARED_MEMORY).free // 2**20
+        if free < needed:
+            raise StartupFault(
+                f"{_SHARED_MEMORY} has {free} MiB free, the start takes {needed} and large images more;"
+                " make it larger (of a container: --shm-size 1g) or --lanes fewer"
+            )
 
     def _check_start(self, deadline: float) -> None:
         if not self._triton_server.is_alive():
