@@ -20,6 +20,7 @@ ALLOWED = {
     "watchdog": {"canary", "encoder", "errors", "local_client", "metrics", "pytriton_compat"},
     "canary": {"errors", "local_client"},
     "probe": {"access", "canary", "errors", "local_client", "settings"},
+    "client": {"client"},
     "heartbeat": {"endpoint", "local_client"},
     "local_client": set[str](),
     "access": {"errors"},
@@ -41,7 +42,7 @@ ALLOWED = {
     "pytriton_compat": {"access", "errors", "pytriton_compat"},
 }  # fmt: skip
 # Only these rooms know of the transport, and only these of torch: the model, and the filters that resize images.
-TRANSPORT = {"server", "pytriton_compat"}
+TRANSPORT = {"server", "pytriton_compat", "client"}
 TORCH = {"encoder", "vision_tower", "preprocess"}
 MAX_LINES = 40
 

@@ -10,6 +10,7 @@ import requests
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
+from service.client.command import main as embed_many
 from tests.integration.clients import RAW_HEADERS, triton_input
 from tests.integration.reference import photographs
 from tests.integration.service_process import ServiceProcess, service, wait_for
@@ -130,6 +131,19 @@ def test_what_steers_the_server_needs_the_operators_token(
 def test_no_secret_can_be_read_on_command_lines_or_in_the_log(guarded: Guarded) -> None:
     seen = [" ".join(process.cmdline()) for process in guarded.service.family()] + [guarded.service.output()]
     assert not [text for text in seen if TOKEN in text or ADMIN_TOKEN in text]
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpcs"])
+def test_the_command_for_many_images_shows_token_and_certificate(guarded: Guarded, tmp_path: Path, scheme: str) -> None:
+    for name, token in (("token", TOKEN), ("wrong", ADMIN_TOKEN)):
+        (tmp_path / name).write_text(f"{token}\n")
+    (tmp_path / "image.jpg").write_bytes(photographs()[0])
+    port = guarded.service.http_port if scheme == "http" else guarded.service.grpc_port
+    proof = ["--ca-file", guarded.certificate, "--cert-file", guarded.certificate, "--key-file", guarded.key]
+    words = ["embed", tmp_path, "--url", f"{scheme}://127.0.0.1:{port}", "--out", tmp_path / "out.parquet", *proof]
+    arguments = [str(word) for word in words]
+    assert embed_many([*arguments, "--token-file", str(tmp_path / "wrong")]) == embed_many(arguments) == 2
+    assert embed_many([*arguments, "--token-file", str(tmp_path / "token")]) == 0
 
 
 def test_a_canary_gets_through_with_the_token(guarded: Guarded) -> None:

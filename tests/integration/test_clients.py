@@ -2,6 +2,7 @@
 
 import io
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import requests
 import tritonclient.grpc
 from PIL import Image
 
+from service.client.command import main as embed_many
 from tests.cosines import cosines
 from tests.integration import reference
 from tests.integration.clients import (
@@ -31,6 +33,24 @@ def test_every_client_gets_the_reference_embeddings_in_order(running: ServicePro
     assert embeddings.dtype == np.float32
     assert cosines(embeddings, reference.embed(images)).min() > 0.99999
     assert cosines(embeddings[:1], embeddings[1:2]).max() < 0.999, "other images, other embeddings"
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_the_command_for_many_images_gets_them_too_and_names_what_failed(
+    running: ServiceProcess, tmp_path: Path, scheme: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "images", tmp_path / "out.npy"
+    folder.mkdir()
+    for number, photograph in enumerate(photographs()):
+        (folder / f"{number}.jpg").write_bytes(photograph)
+    (folder / "empty.jpg").touch()
+    port = running.http_port if scheme == "http" else running.grpc_port
+    arguments = ["embed", str(folder), "--url", f"{scheme}://127.0.0.1:{port}", "--out", str(out)]
+    assert embed_many(arguments) == 1
+    assert "  empty_input: 1\n    empty.jpg: " in capsys.readouterr().err
+    names = Path(f"{out}.ids.txt").read_text().splitlines()
+    expected = reference.embed([(folder / name).read_bytes() for name in names])
+    assert len(names) == len(photographs()) and cosines(np.load(out), expected).min() > 0.99999
 
 
 def test_the_raw_answer_is_a_json_header_and_exactly_one_embedding(running: ServiceProcess) -> None:

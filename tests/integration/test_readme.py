@@ -6,16 +6,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet
 import pytest
 import requests
 
 from service.settings import Settings
-from tests.integration.reference import REPOSITORY
+from tests.integration.reference import REPOSITORY, photographs
 from tests.integration.service_process import ServiceProcess
 
 README = (REPOSITORY / "README.md").read_text()
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-CURL_BLOCK = next(block for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) if "curl" in block)
+BASH_BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+CURL_BLOCK = next(block for block in BASH_BLOCKS if "curl" in block)
 
 
 def on_ports_of(running: ServiceProcess, text: str) -> str:
@@ -45,6 +48,19 @@ def test_each_python_block_runs_and_prints_a_shape(running: ServiceProcess, fold
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
     assert re.match(r"[\[(]\d+, ?\d*[\])]", result.stdout), result.stdout
+
+
+def test_the_command_for_many_images_runs(running: ServiceProcess, tmp_path: Path) -> None:
+    block = next(block for block in BASH_BLOCKS if "service.client" in block)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.jpg").write_bytes(photographs()[0])
+    script = on_ports_of(running, block).replace(".venv/bin/python", sys.executable)
+    subprocess.run(["bash", "-ec", script], cwd=tmp_path, check=True, timeout=120)
+    assert (
+        len(np.load(tmp_path / "embeddings.npy"))
+        == pyarrow.parquet.read_table(tmp_path / "embeddings.parquet").num_rows
+        == 1
+    )
 
 
 def test_the_table_of_metrics_is_complete(running: ServiceProcess) -> None:

@@ -1,0 +1,171 @@
+"""The command line: arguments -> a run, its report, and an exit code that tells.
+
+Comes in: words. Goes out: 0 when all is embedded, 1 when some images failed, 2 when the command cannot be carried out
+as it stands, 3 when the service cannot be reached, 128 and the signal's number after SIGINT or SIGTERM.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import shlex
+import signal
+import sys
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from service.client.job import Job, Sending, Unreachable
+from service.client.over_http import connect_http
+from service.client.progress import Progress
+from service.client.results import CannotWrite, Origin, Outcomes, open_results
+from service.client.retry import GaveUp, Patience, persist
+from service.client.sources import Images
+from service.client.transport import Access, ImageFailed, Refused, Transport
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SCHEMES = ("http", "https", "grpc", "grpcs")
+_EXAMPLES_A_CODE = 3
+# A replica may be restarting, but who mistypes an address is not to wait for long.
+_FIRST_ANSWER = Patience(total=10.0, broken=10.0)
+
+
+class NothingToDo(Exception):
+    """The source holds no image."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Carry out the command; returns the exit code, and raises SystemExit(2) for words that make no sense."""
+    options = _parse(arguments)
+    try:
+        return asyncio.run(_embed(options, arguments))
+    except (NothingToDo, Refused, CannotWrite, ImageFailed, OSError) as error:
+        return _complain(error, 2)
+    except (Unreachable, GaveUp) as error:
+        return _complain(f"{options.url} does not answer: {error}", 3)
+    except KeyboardInterrupt:
+        return _complain("ended at once; what was in flight is lost", 128 + signal.SIGINT)
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m service.client", description="Embed many images with a service.")
+    embed = parser.add_subparsers(required=True, metavar="COMMAND").add_parser(
+        "embed", help="embed images, and go on where an earlier run with the same --out has ended"
+    )
+    option = embed.add_argument
+    option("source", metavar="FOLDER|GLOB|-", help="a folder with all below it, a pattern in quotes, or names on stdin")
+    option("--url", type=_url, required=True, help="http://HOST:PORT or grpc://HOST:PORT; https and grpcs for TLS")
+    option("--out", type=_out, required=True, help="where embeddings go: a .parquet or a .npy file")
+    option("--in-flight", type=_positive, default=60, metavar="N", help="requests under way at a time (default: 60)")
+    option("--normalize", action="store_true", help="divide each embedding by its L2 norm")
+    option("--retry-failed", action="store_true", help="try again what failed in earlier runs")
+    option("--timeout", type=float, default=900.0, metavar="S", help="seconds for an image, all tries (default: 900)")
+    option("--request-timeout", type=float, default=300.0, metavar="S", help="seconds for one try (default: 300)")
+    option("--max-image-bytes", type=_positive, default=2**25, metavar="N", help="larger files fail (default: 32 MiB)")
+    option("--model", default="embed_image", help="the model's name (default: embed_image)")
+    option("--token-file", type=Path, metavar="FILE", help="file with the service's access token")
+    option("--ca-file", metavar="FILE", help="PEM file of the authorities to trust, instead of the system's")
+    option("--cert-file", metavar="FILE", help="PEM file of the certificate that this client proves itself with")
+    option("--key-file", metavar="FILE", help="PEM file of that certificate's key")
+    return parser.parse_args(arguments)
+
+
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in _SCHEMES or not parts.hostname:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(f'{s}://HOST:PORT' for s in _SCHEMES)}")
+    return text
+
+
+def _out(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in (".parquet", ".npy"):
+        raise argparse.ArgumentTypeError(f"{text!r} ends neither in .parquet nor in .npy")
+    return path
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+async def _embed(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    async with _connect(options) as transport:
+        served = await persist(transport.served, _FIRST_ANSWER, asyncio.Event())
+        origin = Origin(served.fingerprint, options.model, str(options.normalize))
+        with open_results(options.out, origin, served.dimension) as results:
+            known = results.known(without_failed=options.retry_failed)
+            if known:
+                _say(f"left out, as done in earlier runs: {len(known):,} images")
+            earlier, images = len(known), Images(options.source, known, options.max_image_bytes)
+            sending = Sending(options.in_flight, Patience(options.timeout), options.normalize)
+            job = Job(images, transport, served, results, sending)
+            if number := await _run_until_signal(job):
+                _say(f"stopped after {job.progress.done:,} images, which are kept. To go on:")
+                _say(f"  python -m service.client {shlex.join(arguments)}")
+                return 128 + number
+            if not earlier and not images.total:
+                raise NothingToDo("; ".join(images.unlisted) or f"there are no images in {options.source}")
+            outcomes = await asyncio.to_thread(results.finish)
+    _report(options.out, outcomes, job.progress, images.unlisted)
+    return 1 if outcomes.errors or images.unlisted else 0
+
+
+@contextlib.asynccontextmanager
+async def _connect(options: argparse.Namespace) -> AsyncIterator[Transport]:
+    token = options.token_file.read_text().strip() if options.token_file else None
+    access = Access(token, options.ca_file, options.cert_file, options.key_file)
+    target = (options.url.rstrip("/"), options.model, access, options.request_timeout)
+    if options.url.startswith("http"):
+        async with connect_http(*target) as over_http:
+            yield over_http
+    else:
+        # Only now: over HTTP, neither gRPC nor Triton's client need to be installed.
+        from service.client.over_grpc import connect_grpc
+
+        async with connect_grpc(*target) as over_grpc:
+            yield over_grpc
+
+
+async def _run_until_signal(job: Job) -> int | None:
+    """The number of the signal that ended the run early. A second signal ends the process as it always does."""
+    loop, caught = asyncio.get_running_loop(), list[int]()
+
+    def on_signal(number: int) -> None:
+        caught.append(number)
+        for each in _SIGNALS:
+            loop.remove_signal_handler(each)
+        _say("stopping as soon as what is in flight is answered; once more to stop at once")
+        job.stop.set()
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, on_signal, number)
+    await job.run()
+    return caught[0] if caught else None
+
+
+def _report(out: Path, outcomes: Outcomes, progress: Progress, unlisted: Sequence[str]) -> None:
+    rate = progress.done / progress.seconds
+    _say(f"{out}: {outcomes.embedded:,} embeddings; in this run {progress.done:,} images, {rate:,.1f} a second")
+    by_code = defaultdict[str, list[str]](list)
+    for image_id, error in outcomes.errors.items():
+        code, _, message = error.partition(": ")
+        by_code[code].append(f"{image_id}: {message}")
+    if by_code:
+        _say(f"{len(outcomes.errors):,} failed, and are tried again with --retry-failed:")
+    for code, failed in sorted(by_code.items()):
+        _say(f"  {code}: {len(failed):,}")
+        for line in failed[:_EXAMPLES_A_CODE]:
+            _say(f"    {line}")
+    for line in unlisted:
+        _say(f"not listed: {line}")
+
+
+def _complain(error: object, exit_code: int) -> int:
+    _say(f"error: {error}")
+    return exit_code
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

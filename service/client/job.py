@@ -1,0 +1,141 @@
+"""A run: images are read, sent with a bounded number of requests in flight, and their outcomes kept.
+
+Comes in: images, a way to the service, a place for results. Goes out: a row for each image that is answered, or whose
+failure is its own. It must not know of protocols or files.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.client.progress import Progress
+from service.client.results import PART_ROWS, Results, Row
+from service.client.retry import GaveUp, Interrupted, Patience, persist
+from service.client.sources import Image, Images
+from service.client.transport import Embedding, ImageFailed, Refused, Served, Transport, TryAgain, failure
+
+# What a killed process loses is what was answered in these seconds.
+PART_SECONDS = 30.0
+# Images that are read ahead, so that no request waits for a file.
+_READERS = 16
+
+
+class Unreachable(Exception):
+    """The service does not answer. `str(error)` is its last sign of life."""
+
+
+@dataclass(frozen=True)
+class Sending:
+    """How images are sent: most requests in flight, for how long one is tried, and whether rows get unit length."""
+
+    in_flight: int
+    patience: Patience
+    normalize: bool
+
+
+class Job:
+    """One run over `images`; `stop` ends it early, with all that is in flight answered."""
+
+    def __init__(
+        self, images: Images, transport: Transport, served: Served, results: Results, sending: Sending
+    ) -> None:
+        self.stop = asyncio.Event()
+        self.progress = Progress()
+        self._images = images
+        self._transport = transport
+        self._served = served
+        self._results = results
+        self._sending = sending
+        self._slots = asyncio.Semaphore(sending.in_flight)
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
+        self._rows: list[Row] = []
+        self._saving = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Embed all images, or those until `stop`.
+
+        Raises:
+            Unreachable: the service does not answer, for as long as `sending.patience` allows.
+            Refused: the service does not work for this client, or is not the one it was.
+        """
+        workers = [asyncio.create_task(self._work()) for _ in range(self._sending.in_flight + _READERS)]
+        stopper = asyncio.create_task(self._close_when_stopped())
+        try:
+            await self._watch(workers)
+        finally:
+            self._images.close()
+            for task in (*workers, stopper):
+                task.cancel()
+            await asyncio.gather(*workers, stopper, return_exceptions=True)
+            self._readers.shutdown()
+            self.progress.close()
+
+    async def _watch(self, workers: Sequence[asyncio.Task[None]]) -> None:
+        """Save now and then, and once more when all have ended or one has failed."""
+        done, running = set[asyncio.Task[None]](), set(workers)
+        while running and not any(worker.exception() for worker in done):
+            done, running = await asyncio.wait(running, timeout=PART_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
+            await self._save()
+            self.progress.line(self._images.total)
+        await asyncio.gather(*done)
+
+    async def _close_when_stopped(self) -> None:
+        await self.stop.wait()
+        self._images.close()
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while (image := await loop.run_in_executor(self._readers, self._images.read_next)) is not None:
+            try:
+                row = await self._row(image)
+            except Interrupted:
+                return
+            self._rows.append(row)
+            self.progress.count(row.error is not None, self._images.total)
+            if len(self._rows) >= PART_ROWS:
+                await self._save()
+
+    async def _row(self, image: Image) -> Row:
+        if image.error is not None:
+            return Row(image.id, None, image.error)
+        async with self._slots:
+            try:
+                embedding = await persist(lambda: self._transport.embed(image.data), self._sending.patience, self.stop)
+            except ImageFailed as error:
+                return Row(image.id, None, str(error))
+            except GaveUp as reason:
+                return Row(image.id, None, str(await self._blame(reason)))
+        if embedding.size != self._served.dimension:
+            raise Refused(f"an embedding has {embedding.size} dimensions instead of {self._served.dimension}")
+        return Row(image.id, _normalized(embedding) if self._sending.normalize else embedding, None)
+
+    async def _blame(self, reason: GaveUp) -> ImageFailed:
+        """The image, when the service answers other questions.
+
+        Raises:
+            Unreachable: it does not.
+        """
+        try:
+            await self._transport.served()
+        except TryAgain:
+            raise Unreachable(str(reason)) from reason
+        return failure("no_answer", str(reason))
+
+    async def _save(self) -> None:
+        """Keep what is answered, unless another service has taken the place of the one that was asked."""
+        with contextlib.suppress(TryAgain):
+            if (served := await self._transport.served()) != self._served:
+                raise Refused(f"the fingerprint was {self._served.fingerprint} and now is {served.fingerprint}")
+        async with self._saving:
+            rows, self._rows = self._rows, []
+            await asyncio.to_thread(self._results.write, rows)
+
+
+def _normalized(embedding: Embedding) -> Embedding:
+    """Divided by its L2 norm, as the service does it; float32 `[D]` both ways."""
+    normalized: Embedding = embedding / max(np.linalg.norm(embedding), np.finfo(np.float32).tiny)
+    return normalized

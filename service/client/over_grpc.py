@@ -1,0 +1,97 @@
+"""The service over gRPC: one connection, one image a call.
+
+Comes in: encoded images. Goes out: embeddings, or the exceptions of `transport`. It must not know of retries.
+"""
+
+import contextlib
+import struct
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]
+import numpy as np
+from grpc import StatusCode
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from service.client.transport import (
+    SERVED_SECONDS,
+    Access,
+    Broken,
+    Embedding,
+    Refused,
+    Served,
+    TryAgain,
+    failure,
+    read_served,
+)
+
+# NOT_FOUND is a replica that is being stopped or started.
+_TRY_AGAIN = {StatusCode.UNAVAILABLE, StatusCode.NOT_FOUND, StatusCode.DEADLINE_EXCEEDED, StatusCode.CANCELLED}
+_BROKEN = {StatusCode.INTERNAL, StatusCode.UNKNOWN}
+_REFUSED = {StatusCode.UNAUTHENTICATED, StatusCode.PERMISSION_DENIED, StatusCode.UNIMPLEMENTED}
+# How Triton begins to say that the token is missing or wrong; its status is that of overload.
+_NO_TOKEN = "This protocol is restricted"
+_UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+# By itself gRPC waits for up to two minutes between attempts to connect again.
+_RECONNECT = [("grpc.initial_reconnect_backoff_ms", 500), ("grpc.max_reconnect_backoff_ms", 5000)]
+
+
+@contextlib.asynccontextmanager
+async def connect_grpc(url: str, model: str, access: Access, request_seconds: float) -> AsyncIterator["GrpcTransport"]:
+    """A connection to `grpc://host:port`, or in TLS to `grpcs://host:port`."""
+    scheme, _, target = url.rstrip("/").partition("://")
+    options = [*_UNLIMITED, *_RECONNECT]
+    if scheme == "grpcs":
+        channel = grpc.aio.secure_channel(target, _tls(access), options=options)
+    else:
+        channel = grpc.aio.insecure_channel(target, options=options)
+    metadata = [("triton-grpc-protocol-authorization", f"Bearer {access.token}")] if access.token else []
+    async with channel:
+        yield GrpcTransport(channel, model, metadata, request_seconds)
+
+
+def _tls(access: Access) -> Any:
+    ca, key, chain = (Path(name).read_bytes() if name else None for name in (access.ca, access.key, access.certificate))
+    return grpc.ssl_channel_credentials(ca, key, chain)
+
+
+class GrpcTransport:
+    """`transport.Transport` over gRPC; `metadata` goes with every call."""
+
+    def __init__(self, channel: Any, model: str, metadata: list[tuple[str, str]], request_seconds: float) -> None:
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        self._model = model
+        self._metadata = metadata
+        self._request_seconds = request_seconds
+
+    async def served(self) -> Served:
+        """What the model's configuration says."""
+        request = service_pb2.ModelConfigRequest(name=self._model)
+        answer = await self._call(self._stub.ModelConfig, request, SERVED_SECONDS)
+        dimensions = [dimension for output in answer.config.output for dimension in output.dims]
+        return read_served(answer.config.parameters["fingerprint"].string_value, dimensions)
+
+    async def embed(self, image: bytes) -> Embedding:
+        """A BYTES element is four bytes of length, then the image."""
+        request = service_pb2.ModelInferRequest(model_name=self._model)
+        request.inputs.add(name="INPUT_IMAGE", datatype="BYTES", shape=[1, 1])
+        request.raw_input_contents.append(struct.pack("<I", len(image)) + image)
+        answer = await self._call(self._stub.ModelInfer, request, self._request_seconds)
+        return np.frombuffer(b"".join(answer.raw_output_contents), np.float32)
+
+    async def _call(self, method: Any, request: Any, seconds: float) -> Any:
+        try:
+            return await method(request, timeout=seconds, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            raise _meaning(error.code(), error.details() or "") from error
+
+
+def _meaning(code: StatusCode, message: str) -> Exception:
+    if code in _REFUSED or message.startswith(_NO_TOKEN):
+        return Refused(f"{code.name}: {message}")
+    if code in _TRY_AGAIN:
+        return TryAgain(f"{code.name}: {message}")
+    if code in _BROKEN:
+        return Broken(message)
+    return failure(f"grpc_{code.name.lower()}", message)

@@ -1,0 +1,106 @@
+"""The service over HTTP: the raw form, one image a request.
+
+Comes in: encoded images. Goes out: embeddings, or the exceptions of `transport`. It must not know of retries.
+"""
+
+import asyncio
+import contextlib
+import json
+import ssl
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import numpy as np
+
+from service.client.transport import (
+    SERVED_SECONDS,
+    Access,
+    Broken,
+    Embedding,
+    Refused,
+    Served,
+    TryAgain,
+    failure,
+    read_served,
+)
+
+_RAW = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "0"}
+_HEADER_LENGTH = "Inference-Header-Content-Length"
+# A proxy's 429, 502 and 504, the service's 503, and the 404 of a replica that is being stopped or started.
+_TRY_AGAIN = {404, 429, 502, 503, 504}
+_REFUSED = {401, 403}
+_CONNECT_SECONDS = 10.0
+
+
+@contextlib.asynccontextmanager
+async def connect_http(url: str, model: str, access: Access, request_seconds: float) -> AsyncIterator["HttpTransport"]:
+    """A pool of connections to `http://host:port` or `https://host:port`, one a request under way."""
+    # Compressing a kilobyte of floats costs both sides more than it saves.
+    headers = {"Accept-Encoding": "identity"}
+    if access.token:
+        headers["Authorization"] = f"Bearer {access.token}"
+    connector = aiohttp.TCPConnector(limit=0, ssl=_tls(access) if url.startswith("https:") else True)
+    async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
+        yield HttpTransport(session, f"{url.rstrip('/')}/v2/models/{model}", request_seconds)
+
+
+def _tls(access: Access) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=access.ca)
+    if access.certificate:
+        context.load_cert_chain(access.certificate, access.key)
+    return context
+
+
+class HttpTransport:
+    """`transport.Transport` over HTTP; `model_url` is the base of the model's endpoints."""
+
+    def __init__(self, session: aiohttp.ClientSession, model_url: str, request_seconds: float) -> None:
+        self._session = session
+        self._url = model_url
+        self._request_seconds = request_seconds
+
+    async def served(self) -> Served:
+        """What the model's configuration says."""
+        body, _ = await self._ask("GET", "/config", SERVED_SECONDS)
+        try:
+            config = json.loads(body)
+            return read_served(config["parameters"]["fingerprint"]["string_value"], config["output"][0]["dims"])
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise Refused("what answers there is no service of image embeddings") from error
+
+    async def embed(self, image: bytes) -> Embedding:
+        """The answer is a JSON header, and behind it the float32 values."""
+        body, header_length = await self._ask("POST", "/infer", self._request_seconds, data=image, headers=_RAW)
+        return np.frombuffer(body[header_length:], np.float32)
+
+    async def _ask(self, method: str, path: str, seconds: float, **content: Any) -> tuple[bytes, int]:
+        """The body of a good answer, and the length of its JSON header."""
+        timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=_CONNECT_SECONDS)
+        try:
+            async with self._session.request(method, self._url + path, timeout=timeout, **content) as response:
+                body = await response.read()
+        except asyncio.TimeoutError as error:
+            raise TryAgain("no answer in time") from error
+        # Connections that are refused, reset, or closed before or within an answer.
+        except (aiohttp.ClientError, OSError) as error:
+            raise TryAgain(str(error) or type(error).__name__) from error
+        _check(response, body)
+        return body, int(response.headers.get(_HEADER_LENGTH, 0))
+
+
+def _check(response: aiohttp.ClientResponse, body: bytes) -> None:
+    status = response.status
+    if status == 200:
+        return
+    try:
+        message = str(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        message = response.reason or "no reason given"
+    if status in _REFUSED:
+        raise Refused(f"HTTP {status}: {message}")
+    if status in _TRY_AGAIN:
+        raise TryAgain(f"HTTP {status}: {message}")
+    if status == 500:
+        raise Broken(message)
+    raise failure(f"http_{status}", message)

@@ -1,0 +1,50 @@
+"""How far a run is, on stderr: a bar on a terminal, elsewhere a line every now and then.
+
+Comes in: one call an image. Goes out: rate and time left. It must not know what an image is.
+"""
+
+import sys
+import time
+
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+_FORMAT = "{n_fmt}/{total_fmt} images [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+
+
+class Progress:
+    """Counts images; `failed` of `done`."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.failed = 0
+        self._started = time.monotonic()
+        self._is_terminal = sys.stderr.isatty()
+        # Answers come in batches, so a rate over few of them would jump.
+        self._bar = tqdm(unit=" images", disable=not self._is_terminal, smoothing=0.02, dynamic_ncols=True)
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self._started
+
+    def count(self, failed: bool, total: int | None) -> None:
+        """One image more, of as many as are known."""
+        self.done += 1
+        self.failed += failed
+        self._bar.total = total
+        if failed:
+            self._bar.set_postfix(failed=self.failed, refresh=False)
+        self._bar.update()
+
+    def line(self, total: int | None) -> None:
+        """Where nobody watches: how far it is by now."""
+        if not self._is_terminal:
+            postfix = f"{self.failed} failed" if self.failed else None
+            line = tqdm.format_meter(
+                self.done, total, self.seconds, unit=" images", postfix=postfix, bar_format=_FORMAT
+            )
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.close()

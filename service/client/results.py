@@ -1,0 +1,229 @@
+"""What came of each image, kept so that a run can be killed at any time and go on later.
+
+Comes in: rows of id and embedding or error. Goes out: one parquet file, or a .npy with its ids and errors beside it. It
+must not know where rows come from.
+
+Rows are first written to numbered parquet files in `OUT.parts`, each whole or not at all, and put together at the end:
+a parquet file without its end cannot be read, so one file that grows would be lost with its process. Parts can be read
+before the end: `pyarrow.parquet.read_table("OUT.parts")`. Of several rows with one id the latest counts. A row with an
+error has an embedding of NaNs. Beside a .npy the parts stay, for the next run to go on from.
+"""
+
+import contextlib
+import csv
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from service.client.transport import Embedding
+
+PART_ROWS = 10_000
+# Embeddings do not compress.
+_FORMAT: Mapping[str, Any] = {"compression": "none", "use_dictionary": ["error"], "write_statistics": ["id"]}
+
+
+class CannotWrite(Exception):
+    """The results cannot go where they should. `str(error)` is one line that says what to change."""
+
+
+class Row(NamedTuple):
+    """What came of an image: float32 `[D]`, or an error as `code: what is wrong`."""
+
+    id: str
+    embedding: Embedding | None
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What makes embeddings comparable; only rows of one origin go into one file."""
+
+    fingerprint: str
+    model: str
+    normalize: str
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value or 'unknown'}" for name, value in asdict(self).items())
+
+    @classmethod
+    def of(cls, metadata: Mapping[bytes, bytes] | None) -> "Origin":
+        """The origin in a parquet file's metadata; empty where there is none."""
+        return cls(*((metadata or {}).get(name.encode(), b"").decode() for name in cls.__dataclass_fields__))
+
+
+class Outcomes(NamedTuple):
+    """Of all rows that count: for each id the number of its source, and the errors of those that failed."""
+
+    source_of: dict[str, int]
+    errors: dict[str, str]
+
+    @property
+    def embedded(self) -> int:
+        return len(self.source_of) - len(self.errors)
+
+
+@contextlib.contextmanager
+def open_results(out: Path, origin: Origin, dimension: int) -> Iterator["Results"]:
+    """The results at `out`, for one run at a time, to go on from what is there.
+
+    Raises:
+        CannotWrite: it has another origin, or cannot be read, or another run is writing it.
+        OSError: as for any file.
+    """
+    parts = Path(f"{out}.parts")
+    parts.mkdir(parents=True, exist_ok=True)
+    folder = os.open(parts, os.O_RDONLY)
+    try:
+        # Two runs would write the same parts. The lock is gone with the process, however it ends.
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield Results(out, parts, origin, dimension)
+    except BlockingIOError as error:
+        raise CannotWrite(f"another run is writing {out}") from error
+    finally:
+        with contextlib.suppress(OSError):  # not empty, or gone
+            parts.rmdir()
+        os.close(folder)
+
+
+class Results:
+    """The rows of one `--out`, of this run and of earlier ones."""
+
+    def __init__(self, out: Path, parts: Path, origin: Origin, dimension: int) -> None:
+        """Check what is there; raises CannotWrite."""
+        self._out = out
+        self._parts = parts
+        self._is_npy = out.suffix == ".npy"
+        self._dimension = dimension
+        columns = {"id": pa.string(), "embedding": pa.list_(pa.float32(), dimension), "error": pa.string()}
+        self._schema = pa.schema(columns, metadata=asdict(origin))
+        self._check(origin)
+        self._next_part = 1 + max((int(part.stem) for part in self._part_files()), default=-1)
+
+    def known(self, without_failed: bool) -> set[str]:
+        """The ids that are there."""
+        outcomes = self._outcomes()
+        return outcomes.source_of.keys() - (outcomes.errors.keys() if without_failed else ())
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """A part of these rows; when it returns, they survive whatever happens."""
+        if rows:
+            table = self._table(rows)
+            path = self._parts / f"{self._next_part:08d}.parquet"
+            self._next_part += 1
+            _replace(path, lambda file: pq.write_table(table, file, **_FORMAT))
+
+    def finish(self) -> Outcomes:
+        """Put all rows together at `--out`."""
+        outcomes = self._outcomes()
+        if self._is_npy:
+            self._write_npy(outcomes)
+        elif self._part_files() or not self._out.exists():
+            _replace(self._out, lambda file: self._write_parquet(file, outcomes))
+            shutil.rmtree(self._parts)
+        return outcomes
+
+    def _check(self, origin: Origin) -> None:
+        if self._is_npy and self._out.exists() and not self._part_files():
+            raise CannotWrite(f"{self._out} is there, but not {self._parts} to go on from; choose another --out")
+        for path in self._sources():
+            try:
+                found = Origin.of(pq.read_schema(path).metadata)
+            except pa.ArrowException as error:
+                raise CannotWrite(f"{path} is no parquet file: {error}") from error
+            if found != origin:
+                raise CannotWrite(f"{path} is of {found}; now it would be {origin}; choose another --out")
+
+    def _part_files(self) -> list[Path]:
+        return sorted(self._parts.glob("*.parquet"))
+
+    def _sources(self) -> list[Path]:
+        """The files that hold rows, in the order in which they were written."""
+        finished = [self._out] if self._out.exists() and not self._is_npy else []
+        return finished + self._part_files()
+
+    def _outcomes(self) -> Outcomes:
+        source_of: dict[str, int] = {}
+        errors: dict[str, str] = {}
+        for number, table in self._tables(["id", "error"]):
+            for image_id, error in zip(*(table[name].to_pylist() for name in ("id", "error")), strict=True):
+                source_of[image_id] = number
+                errors.pop(image_id, None)
+                if error is not None:
+                    errors[image_id] = error
+        return Outcomes(source_of, errors)
+
+    def _tables(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, pa.Table]]:
+        """All rows, a bounded number at a time, each time with the number of their source."""
+        for number, path in enumerate(self._sources()):
+            with pq.ParquetFile(path) as file:
+                for group in range(file.num_row_groups):
+                    yield number, file.read_row_group(group, columns)
+
+    def _table(self, rows: Sequence[Row]) -> pa.Table:
+        # Not null: Arrow cannot read back a fixed-size list that is null.
+        nothing = np.full(self._dimension, np.nan, np.float32)
+        values = np.concatenate([nothing if row.embedding is None else row.embedding for row in rows])
+        vectors = pa.FixedSizeListArray.from_arrays(values, self._dimension)
+        return pa.table([[row.id for row in rows], vectors, [row.error for row in rows]], schema=self._schema)
+
+    def _counting(self, outcomes: Outcomes) -> Iterator[pa.Table]:
+        """The rows that count."""
+        for number, table in self._tables():
+            yield table.filter([outcomes.source_of[each] == number for each in table["id"].to_pylist()])
+
+    def _write_parquet(self, file: IO[bytes], outcomes: Outcomes) -> None:
+        with pq.ParquetWriter(file, self._schema, **_FORMAT) as writer:
+            for table in _of_one_size(self._counting(outcomes)):
+                writer.write_table(table)
+
+    def _write_npy(self, outcomes: Outcomes) -> None:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (outcomes.embedded, self._dimension)}
+
+        def write_values(file: IO[bytes]) -> None:
+            np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
+            for table in self._embedded(outcomes):
+                file.write(pc.list_flatten(table["embedding"]).to_numpy().tobytes())
+
+        def write_ids(file: IO[bytes]) -> None:
+            for table in self._embedded(outcomes):
+                file.writelines(f"{image_id}\n".encode() for image_id in table["id"].to_pylist())
+
+        _replace(self._out, write_values)
+        _replace(Path(f"{self._out}.ids.txt"), write_ids)
+        with open(f"{self._out}.errors.csv", "w", newline="") as file:
+            csv.writer(file).writerows([("id", "error"), *outcomes.errors.items()])
+
+    def _embedded(self, outcomes: Outcomes) -> Iterator[pa.Table]:
+        for table in self._counting(outcomes):
+            yield table.filter(pc.is_null(table["error"]))
+
+
+def _of_one_size(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in tables of at least `PART_ROWS`, but for the last one."""
+    waiting: list[pa.Table] = []
+    for table in tables:
+        waiting.append(table)
+        if sum(map(len, waiting)) >= PART_ROWS:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
+
+
+def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Let `write` make a file that appears at `path` whole or not at all."""
+    unfinished = Path(f"{path}.unfinished")
+    with unfinished.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)

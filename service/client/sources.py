@@ -1,0 +1,119 @@
+"""What to embed: a folder, a pattern or a list of names -> encoded images, each with its id.
+
+Comes in: the source, and the ids that need no embedding. Goes out: files' bytes, read by as many threads as ask. It
+must not know what becomes of them.
+
+One thread lists ahead, so that it is soon known how many images there are. Names, and nothing else of the images that
+are still to come, are held in memory.
+"""
+
+import glob
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from queue import SimpleQueue
+from typing import NamedTuple
+
+_JPEG = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
+_SUFFIXES = (*_JPEG, ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif")
+
+
+class Image(NamedTuple):
+    """A file's bytes, or in one line why there are none."""
+
+    id: str
+    data: bytes
+    error: str | None = None
+
+
+class Images:
+    """The images of a source, each once.
+
+    Attributes:
+        total: how many there are to embed; None until all are listed.
+        unlisted: folders that could not be listed, and why.
+    """
+
+    def __init__(self, source: str, known: set[str], max_bytes: int) -> None:
+        """List `source`: a folder and all below it, a pattern or a file, or `-` for names on stdin, one a line.
+
+        Ids in `known` are left out; the set grows by those that are listed.
+        """
+        self.total: int | None = None
+        self.unlisted: list[str] = []
+        self._folder = source if os.path.isdir(source) else ""
+        self._source = source
+        self._known = known
+        self._max_bytes = max_bytes
+        self._names: SimpleQueue[str | None] = SimpleQueue()
+        self._closed = False
+        # A thread that waits for stdin cannot be ended, so nobody is to wait for its end.
+        threading.Thread(target=self._list, daemon=True, name="list").start()
+
+    def read_next(self) -> Image | None:
+        """The next image, which waits for its name and its file; None when there are no more, or after `close`."""
+        name = self._names.get()
+        if name is None or self._closed:
+            self._names.put(None)  # for the others that wait
+            return None
+        try:
+            with open(os.path.join(self._folder, name), "rb") as file:
+                data = file.read(self._max_bytes + 1)
+        except (OSError, ValueError) as error:  # a ValueError: a name with a zero byte
+            return Image(id_of(name), b"", f"unreadable: {getattr(error, 'strerror', None) or error}")
+        if len(data) > self._max_bytes:
+            return Image(id_of(name), b"", f"too_many_bytes: over {self._max_bytes} bytes (--max-image-bytes)")
+        return Image(id_of(name), data)
+
+    def close(self) -> None:
+        """No more images, also for those that wait for one."""
+        self._closed = True
+        self._names.put(None)
+
+    def _list(self) -> None:
+        total = 0
+        try:
+            for name in self._listed():
+                if self._closed:
+                    return
+                if (image_id := id_of(name)) not in self._known:
+                    self._known.add(image_id)
+                    self._names.put(name)
+                    total += 1
+        except OSError as error:
+            self.unlisted.append(f"{self._source}: {error.strerror}")
+        self.total = total
+        self._names.put(None)
+
+    def _listed(self) -> Iterator[str]:
+        if self._source == "-":
+            # Not sys.stdin itself, which Python locks at its end while this thread may still read.
+            with open(sys.stdin.fileno(), errors="surrogateescape", newline="\n", closefd=False) as lines:
+                yield from filter(None, (line.rstrip("\r\n") for line in lines))
+        elif self._folder:
+            yield from self._walk("")
+        else:
+            yield from (name for name in glob.iglob(self._source, recursive=True) if not os.path.isdir(name))
+
+    def _walk(self, below: str) -> Iterator[str]:
+        """Names of images relative to the folder; links to files are followed, links to folders are not."""
+        folders = []
+        try:
+            with os.scandir(os.path.join(self._folder, below)) as entries:
+                for entry in entries:
+                    name = os.path.join(below, entry.name)
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(name)
+                    elif entry.name.lower().endswith(_SUFFIXES):
+                        yield name
+        except OSError as error:
+            self.unlisted.append(f"{Path(self._folder, below)}: {error.strerror}")
+        for folder in folders:
+            yield from self._walk(folder)
+
+
+def id_of(name: str) -> str:
+    """A file's name as one line of UTF-8 text, which names on Linux need not be."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace").replace("\n", "\\n")

@@ -1,0 +1,94 @@
+"""What every way to the service has in common: two questions, and the kinds of answers.
+
+Comes in: nothing. Goes out: the protocol that `over_http` and `over_grpc` keep, and the exceptions that tell apart what
+a failed request means for its image and for the run. It must not know how any of it is sent.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Embedding = npt.NDArray[np.float32]
+
+# A configuration is told without waiting for a batch.
+SERVED_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a service says of its model: the fingerprint of its embeddings, and their dimension D."""
+
+    fingerprint: str
+    dimension: int
+
+
+@dataclass(frozen=True)
+class Access:
+    """What opens the service's doors.
+
+    Attributes:
+        token: what inference asks for, or None.
+        ca: PEM file of the authorities to trust, or None for the system's.
+        certificate, key: PEM files that this client proves itself with, or None.
+    """
+
+    token: str | None = None
+    ca: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+
+
+class Transport(Protocol):
+    """An open way to one model of a service."""
+
+    async def served(self) -> Served:
+        """What is served there.
+
+        Raises:
+            TryAgain, Refused, ImageFailed: as `embed`.
+        """
+
+    async def embed(self, image: bytes) -> Embedding:
+        """One encoded image -> float32 `[D]`, in one request.
+
+        Raises:
+            ImageFailed: the image is at fault.
+            TryAgain: the same request may succeed later.
+            Refused: no request will.
+        """
+
+
+class ImageFailed(Exception):
+    """No embedding will come of this image. `str(error)` is one line: `code: what is wrong`."""
+
+
+class TryAgain(Exception):
+    """The service is overloaded, going, coming, or out of reach: the image is not at fault."""
+
+
+class Broken(TryAgain):
+    """The service itself has failed: a part of it may have died, or this image kills it."""
+
+
+class Refused(Exception):
+    """The service will not work for this client: a token is missing or wrong, or it is another kind of service."""
+
+
+def failure(code: str, message: str) -> ImageFailed:
+    """The service's own `code: what is wrong` as it is; anything else behind the protocol's code."""
+    line = " ".join(message.split())[:500]
+    return ImageFailed(line if re.match("[a-z0-9_]+: ", line) else f"{code}: {line}")
+
+
+def read_served(fingerprint: str, dimensions: list[Any]) -> Served:
+    """What a model's configuration says, in the types of `Served`.
+
+    Raises:
+        Refused: it is not the configuration of a service that embeds images.
+    """
+    if not fingerprint or len(dimensions) != 1:
+        raise Refused("the model there tells no fingerprint of its embeddings")
+    return Served(fingerprint, int(dimensions[0]))

@@ -1,0 +1,92 @@
+"""A service whose images say how it answers them: `503 200` is refused at first, and embedded when it is sent again."""
+
+import json
+import socket
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+
+DIMENSION = 4
+MESSAGES = {
+    "400": "corrupt_image: it is damaged",
+    "403": "This API is restricted",
+    "404": "Request for unknown model: 'embed_image' has no available versions",
+    "500": "internal_error: the request could not be answered",
+    "503": "Exceeds maximum queue size",
+}
+
+
+class FakeService(ThreadingHTTPServer):
+    """Answers on a port of its own from its start on.
+
+    An image is `WORD WORD ... #NUMBER`: the first request for it gets the first word's answer, and so on; the last
+    word counts for all that follow. A word is a status, `breaks` for a connection that ends without an answer, or
+    `waits` for a 200 that comes only when `gate` is open. The embedding holds the image's number.
+    """
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.fingerprint = "0123456789abcdef"
+        self.gate = threading.Event()
+        self.is_gone = False
+        self.asked: Counter[str] = Counter()
+        self.lock = threading.Lock()
+
+    def go(self) -> None:
+        """From now on, every connection ends without an answer."""
+        self.is_gone = True
+        self.gate.set()
+
+    def handle_error(self, *_: object) -> None:
+        """Clients that are killed are no news."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: FakeService
+
+    def do_GET(self) -> None:
+        config = {
+            "parameters": {"fingerprint": {"string_value": self.server.fingerprint}},
+            "output": [{"dims": [DIMENSION]}],
+        }
+        self._send(200, json.dumps(config).encode())
+
+    def do_POST(self) -> None:
+        image = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        with self.server.lock:
+            turn = self.server.asked[image]
+            self.server.asked[image] += 1
+        words, number = image.split("#")
+        word = (words.split()[turn:] or words.split()[-1:])[0]
+        if word == "waits":
+            assert self.server.gate.wait(60)
+        if word == "breaks":
+            self._break()
+        elif word in MESSAGES:
+            self._send(int(word), json.dumps({"error": MESSAGES[word]}).encode())
+        else:
+            self._send(200, b"{}" + np.full(DIMENSION, int(number), np.float32).tobytes())
+
+    def _break(self) -> None:
+        self.connection.shutdown(socket.SHUT_RDWR)
+        self.close_connection = True
+
+    def _send(self, status: int, body: bytes) -> None:
+        if self.server.is_gone:
+            self._break()
+            return
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Inference-Header-Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""

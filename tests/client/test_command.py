@@ -1,0 +1,248 @@
+"""The client against a service that answers as each image says: what is sent again, kept, gone on from, and told."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from service.client import command, job
+from service.client.command import main
+from service.client.retry import Patience
+from tests.client.fake_service import DIMENSION, FakeService
+from tests.integration.reference import REPOSITORY
+
+# Small parts, so that there are some before a run is over.
+SCRIPT = "import sys; from service.client import command, job; job.PART_ROWS = 10; sys.exit(command.main(sys.argv[1:]))"
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeService]:
+    with FakeService() as service:
+        thread = threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield service
+        service.gate.set()
+        service.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "embeddings.parquet"
+
+
+def _images(folder: Path, *scripts: str) -> Path:
+    """A folder with one image a script; an image's name is its number."""
+    (folder / "below").mkdir(parents=True)
+    for number, script in enumerate(scripts):
+        (folder / ("below" if number % 2 else "") / f"{number}.JPG").write_text(f"{script} #{number}")
+    return folder
+
+
+def _arguments(images: Path | str, fake: FakeService, out: Path, *more: str) -> list[str]:
+    return ["embed", str(images), "--url", fake.url, "--out", str(out), *more]
+
+
+def _start(*arguments: str) -> subprocess.Popen[str]:
+    command_line = [sys.executable, "-c", SCRIPT, *arguments]
+    return subprocess.Popen(command_line, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+
+
+def _rows(path: Path) -> Mapping[str, tuple[list[float], str | None]]:
+    """Embedding and error by id; each id is there once."""
+    rows = pq.read_table(path).to_pylist()
+    assert len({row["id"] for row in rows}) == len(rows)
+    return {row["id"]: (row["embedding"], row["error"]) for row in rows}
+
+
+def _embeddings(path: Path) -> dict[int, list[float]]:
+    return {int(Path(name).stem): embedding for name, (embedding, error) in _rows(path).items() if error is None}
+
+
+def _expected(count: int) -> dict[int, list[float]]:
+    return {number: [float(number)] * DIMENSION for number in range(count)}
+
+
+def _wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _when(condition: Callable[[], object], act: Callable[[], None]) -> None:
+    """Act beside the test, as soon as the condition holds."""
+
+    def wait_and_act() -> None:
+        _wait_for(condition)
+        act()
+
+    threading.Thread(target=wait_and_act).start()
+
+
+def test_what_may_succeed_later_is_sent_again_and_nothing_else(fake: FakeService, tmp_path: Path, out: Path) -> None:
+    again = ["503 503 200", "404 200", "500 200", "breaks 200"]
+    images = _images(tmp_path / "images", "200", *again)
+    assert main(_arguments(images, fake, out)) == 0
+    assert _embeddings(out) == _expected(5)
+    assert sorted(fake.asked.values()) == [1, 2, 2, 2, 3]
+    assert not Path(f"{out}.parts").exists()
+
+
+def test_what_fails_is_told_by_code_and_tried_again_on_demand_only(
+    fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = _images(tmp_path / "images", "200", "400 200")
+    (images / "gone.png").symlink_to("nowhere")
+    (images / "large.png").write_bytes(bytes(100))
+    arguments = _arguments(images, fake, out, "--max-image-bytes", "99")
+    for _ in range(2):
+        assert main(arguments) == 1
+        errors = {name: error for name, (_, error) in _rows(out).items() if error}
+        assert errors == {
+            "below/1.JPG": "corrupt_image: it is damaged",
+            "gone.png": "unreadable: No such file or directory",
+            "large.png": "too_many_bytes: over 99 bytes (--max-image-bytes)",
+        }
+        report = capsys.readouterr().err
+        assert "3 failed" in report and "  corrupt_image: 1\n    below/1.JPG: it is damaged\n" in report
+        assert set(fake.asked.values()) == {1}
+    for name in ("gone.png", "large.png"):
+        (images / name).unlink()
+        (images / name).write_text(f"200 #{len(name)}")
+    assert main([*arguments, "--retry-failed"]) == 0
+    rows = _rows(out)
+    assert len(rows) == 4 and not any(error for _, error in rows.values()) and fake.asked["200 #0"] == 1
+
+
+def test_names_come_from_stdin_or_a_pattern_and_each_is_embedded_once(
+    fake: FakeService, tmp_path: Path, out: Path
+) -> None:
+    images = _images(tmp_path / "images", *["200"] * 5)
+    odd = os.fsdecode(b"caf\xe9.jpg")
+    (images / odd).write_text("200 #5")
+    names = [str(images / f"{number}.JPG") for number in (0, 2, 0)] + [str(images / odd)]
+    text = "".join(f"{name}\n" for name in names)
+    listed = subprocess.run(
+        [sys.executable, "-m", "service.client", *_arguments("-", fake, out)],
+        input=os.fsencode(text),
+        cwd=REPOSITORY,
+        check=False,
+    )
+    assert listed.returncode == 0
+    assert set(_rows(out)) == {*names[:2], f"{images}/caf\\xe9.jpg"}
+    assert main(_arguments(f"{images}/**/*.JPG", fake, out.with_suffix(".npy"))) == 0
+    ids = Path(f"{out.with_suffix('.npy')}.ids.txt").read_text().splitlines()
+    assert sorted(ids) == sorted(str(path) for path in images.rglob("*.JPG"))
+
+
+def test_a_npy_has_the_same_rows_as_a_parquet_file(fake: FakeService, tmp_path: Path, out: Path) -> None:
+    images, npy = _images(tmp_path / "images", "200", "200", "400 200"), out.with_suffix(".npy")
+    assert main(_arguments(images, fake, npy)) == 1
+    assert Path(f"{npy}.errors.csv").read_text() == "id,error\n2.JPG,corrupt_image: it is damaged\n"
+    assert np.load(npy).shape == (2, DIMENSION)
+    assert main(_arguments(images, fake, npy, "--retry-failed")) == 0
+    values = np.load(npy)
+    assert values.dtype == np.float32
+    ids = Path(f"{npy}.ids.txt").read_text().splitlines()
+    assert {int(Path(name).stem): row.tolist() for name, row in zip(ids, values, strict=True)} == _expected(3)
+    assert main(_arguments(images, fake, out, "--normalize")) == 0
+    assert _embeddings(out) == {number: [0.5 * bool(number)] * DIMENSION for number in range(3)}
+
+
+def test_a_run_that_was_killed_goes_on_and_every_image_is_there_once(
+    fake: FakeService, tmp_path: Path, out: Path
+) -> None:
+    images, parts = _images(tmp_path / "images", *["200"] * 100, *["waits"] * 3), Path(f"{out}.parts")
+    with _start(*_arguments(images, fake, out)) as run:
+        _wait_for(lambda: len(list(parts.glob("*.parquet"))) > 5)
+        assert main(_arguments(images, fake, out)) == 2, "one run at a time"
+        run.kill()
+    done = set(_embeddings(parts))
+    assert not out.exists() and 50 < len(done) <= 100
+    (parts / "00000099.parquet.unfinished").write_text("what a killed run may leave")
+    fake.gate.set()
+    assert main(_arguments(images, fake, out)) == 0
+    assert _embeddings(out) == _expected(103)
+    assert {fake.asked[f"200 #{number}"] for number in done} == {1}
+
+
+def test_an_interrupted_run_keeps_what_was_in_flight_and_says_how_to_go_on(
+    fake: FakeService, tmp_path: Path, out: Path
+) -> None:
+    images = _images(tmp_path / "images", *["waits"] * 3, *["200"] * 50, "503")
+    with _start(*_arguments(images, fake, out, "--in-flight", "4")) as run:
+        _wait_for(lambda: sum(fake.asked[f"waits #{number}"] for number in range(3)) == 3)
+        run.send_signal(signal.SIGINT)
+        assert run.stderr
+        assert "stopping" in run.stderr.readline()
+        fake.gate.set()
+        said = run.stderr.read()
+    assert run.returncode == 130
+    assert f"python -m service.client embed {images}" in said
+    kept = _embeddings(Path(f"{out}.parts"))
+    assert {0, 1, 2} <= kept.keys() and 53 not in kept
+
+
+def test_embeddings_of_another_service_are_not_mixed_in(
+    fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = _images(tmp_path / "images", "200", "200")
+    assert main(_arguments(images, fake, out)) == 0
+    before = out.read_bytes()
+    fake.fingerprint = "another"
+    assert main(_arguments(images, fake, out)) == 2
+    assert "of fingerprint 0123456789abcdef" in capsys.readouterr().err and out.read_bytes() == before
+    monkeypatch.setattr(job, "PART_SECONDS", 0.05)
+    (images / "late.jpg").write_text("waits #3")
+
+    def replace() -> None:
+        fake.fingerprint = "new"
+
+    _when(lambda: fake.asked["waits #3"], replace)
+    assert main(_arguments(images, fake, tmp_path / "other.parquet")) == 2
+    assert "now is new" in capsys.readouterr().err and not (tmp_path / "other.parquet").exists()
+
+
+def test_a_service_that_is_gone_ends_the_run_and_blames_no_image(
+    fake: FakeService, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = _images(tmp_path / "images", "200", "waits")
+    _when(lambda: len(fake.asked) == 2, fake.go)
+    assert main(_arguments(images, fake, out, "--timeout", "1")) == 3
+    assert _embeddings(Path(f"{out}.parts")) == _expected(1)
+    monkeypatch.setattr(command, "_FIRST_ANSWER", Patience(total=0))
+    assert main(_arguments(images, fake, out)) == 3
+
+
+def test_a_service_that_is_there_but_never_answers_an_image_fails_that_image(
+    fake: FakeService, tmp_path: Path, out: Path
+) -> None:
+    images = _images(tmp_path / "images", "200", "503", "waits")
+    assert main(_arguments(images, fake, out, "--timeout", "1", "--request-timeout", "0.2")) == 1
+    assert {name: error for name, (_, error) in _rows(out).items() if error} == {
+        "below/1.JPG": "no_answer: HTTP 503: Exceeds maximum queue size",
+        "2.JPG": "no_answer: no answer in time",
+    }
+
+
+def test_words_that_make_no_sense_and_closed_doors_are_exit_code_2(
+    fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = _images(tmp_path / "images", "403")
+    assert main(_arguments(images, fake, out)) == 2
+    assert "error: HTTP 403: This API is restricted" in capsys.readouterr().err
+    assert main(_arguments(tmp_path / "nowhere", fake, out)) == 2
+    assert main(_arguments(images, fake, out, "--token-file", str(tmp_path / "none"))) == 2
+    for wrong in (["--out", "x.csv"], ["--url", "localhost:8000"], ["--in-flight", "0"]):
+        with pytest.raises(SystemExit, match="2"):
+            main([*_arguments(images, fake, out), *wrong])
+    assert sorted(tmp_path.iterdir()) == [images]
