@@ -221,7 +221,8 @@ def _of_one_size(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
 
 def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Let `write` make a file that appears at `path` whole or not at all."""
-    unfinished = Path(f"{path}.unfinished")
+    # A name with a dot, which those who read all of a folder pass over.
+    unfinished = path.with_name(f".{path.name}.unfinished")
     with unfinished.open("wb") as file:
         write(file)
         file.flush()
