@@ -71,7 +71,8 @@ def serve(settings: Settings) -> None:
         shutdown = _shutdown_on_signals()
         pipelines = _build_pipelines(settings, preprocessor, encoders, cores, helpers, metrics)
         known = _known_embedding(pipelines)
-        http, (metrics_port,) = _http_address(settings), free_ports(1)
+        http_port, metrics_port = free_ports(2)
+        http = _http_address(settings, http_port)
         triton = _build_triton(settings, access, Path(workspace) / "triton", http, metrics_port)
         stack.callback(triton.stop)
         _bind_models(triton, settings, encoders, pipelines, metrics, facts)
@@ -214,9 +215,9 @@ def _known_embedding(pipelines: Sequence[Pipeline]) -> Embedding:
     return embeddings[0]
 
 
-def _http_address(settings: Settings) -> tuple[str, int]:
-    """Where Triton listens for HTTP. The service itself needs it even where it is off, but not at an open port."""
-    return (settings.host, settings.http_port) if settings.http_port else ("127.0.0.1", free_ports(1)[0])
+def _http_address(settings: Settings, own_port: int) -> tuple[str, int]:
+    """Where Triton listens for HTTP. Where it is off, the service itself still needs it, on loopback."""
+    return (settings.host, settings.http_port) if settings.http_port else ("127.0.0.1", own_port)
 
 
 def _build_triton(

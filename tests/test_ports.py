@@ -1,12 +1,11 @@
 """Ports that are still free when something is to listen on them."""
 
-import random
 import socket
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from service import ports
 from service.errors import StartupFault
 from service.ports import free_ports
 
@@ -14,22 +13,24 @@ from service.ports import free_ports
 def test_they_are_different_and_no_outgoing_connection_can_take_one() -> None:
     """Triton opens the port of its metrics last, and ends where it is taken: a service that was ready is gone."""
     outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    ports = free_ports(50)
-    assert len(set(ports)) == 50 and max(ports) < outgoing
+    found = free_ports(50)
+    assert len(set(found)) == 50 and max(found) < outgoing
 
 
 def test_one_that_is_taken_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    (taken, free) = free_ports(2)
-    candidates = [taken, free]
-
-    def sample(_: Sequence[int], __: int) -> list[int]:
-        return candidates
-
-    monkeypatch.setattr(random, "sample", sample)
+    taken, free = free_ports(2)
     with socket.socket() as occupied:
         occupied.bind(("127.0.0.1", taken))
         occupied.listen()
         assert free_ports(1) == [free]
-        candidates.pop()
+        monkeypatch.setattr(ports, "_TRIES", 1)
         with pytest.raises(StartupFault, match="1 free ports between 20000 and 29999"):
             free_ports(1)
+
+
+def test_services_that_start_at_the_same_time_look_in_different_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for pid in range(4000, 4100):
+        monkeypatch.setattr("os.getpid", lambda pid=pid: pid)
+        found += free_ports(3)
+    assert len(set(found)) == len(found)

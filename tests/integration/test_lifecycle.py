@@ -25,7 +25,7 @@ from tests.integration.reference import photographs
 from tests.integration.service_process import ServiceProcess, service, wait_for
 
 AS_IT_SHOULD = "answered and ended with 0"
-STARTS = 20
+STARTS = 12
 AT_A_TIME = 4
 
 
