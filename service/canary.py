@@ -66,6 +66,12 @@ def read_canary(body: bytes) -> Embedding:
         raise ServiceFailure("the canary's answer cannot be read") from error
 
 
+def is_crowded_out(status: int, body: bytes) -> bool:
+    """Whether an answer is a refusal for the sake of others, and says nothing of the service."""
+    # The queue is full, or Triton has refused the whole batch for the lie of a request beside the canary.
+    return status == http.client.SERVICE_UNAVAILABLE or _NEIGHBOURS_LIE in body
+
+
 def same_direction(one: Embedding, other: Embedding) -> bool:
     """Whether two embeddings (float32 `[D]`) are of one image, but for rounding; never where one is zero or NaN."""
     least = _LEAST_COSINE * np.linalg.norm(one) * np.linalg.norm(other)
@@ -94,8 +100,7 @@ class Canary:
             raise ServiceFailure("the canary came back with the embedding of something else")
         if status == http.client.OK:
             return "right"
-        # The queue is full, or Triton has refused the whole batch for the lie of a request beside the canary.
-        if status == http.client.SERVICE_UNAVAILABLE or _NEIGHBOURS_LIE in body:
+        if is_crowded_out(status, body):
             return "crowded out"
         logger.warning("the canary was answered with %d: %.200s", status, body.decode(errors="replace"))
         return "refused"

@@ -7,8 +7,8 @@ It sees what a client would: that the service is ready and that an image becomes
 right length. Whether it is the right embedding only the service knows, which compares one every two seconds and ends
 itself when it is wrong. Nor can it tell lanes that hang from lanes with much to do; that, too, the service does itself.
 
-A service that refuses the image with 503 because of others in its queue is able: what restarts it then, or takes its
-clients away, drops what it has accepted and leaves the same load to fewer.
+A service that refuses the image because of others, in its queue or its batch, is able: what restarts it then, or takes
+its clients away, drops what it has accepted and leaves the same load to fewer.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from service.access import bearer, read_token
-from service.canary import CANARY_PATH, canary_request, read_canary
+from service.canary import CANARY_PATH, canary_request, is_crowded_out, read_canary
 from service.errors import ServiceFailure, StartupFault
 from service.local_client import LocalClient
 from service.settings import load_settings
@@ -65,7 +65,7 @@ def probe(client: LocalClient, seconds: float) -> str:
     dimension = _dimension(client, seconds)
     request = canary_request(f"probe {time.time_ns()}", timeout=int(seconds * _QUEUE_SHARE * 1e6))
     status, body = client.post(CANARY_PATH, request, seconds)
-    if status == http.client.SERVICE_UNAVAILABLE:
+    if is_crowded_out(status, body):
         return f"able, but busy: {_text(body)}"
     if status != http.client.OK:
         raise ServiceFailure(f"the image was answered with {status}: {_text(body)}")

@@ -84,6 +84,7 @@ def test_it_finds_the_service_by_the_settings_in_the_environment(tmp_path: Path)
     [
         ("infer", 200, answer(3, -1, 2), "able: an image became an embedding of 3 numbers"),
         ("infer", 503, {"error": "Exceeds maximum queue size"}, "able, but busy: {"),
+        ("infer", 400, {"error": "incomplete string data for inference input 'INPUT_IMAGE'"}, "able, but busy: {"),
         ("infer", 200, answer(3, -1), "not able: the image's embedding is not 3 finite"),
         ("infer", 200, answer(3, float("nan"), 1), "not able: the image's embedding is not 3 finite"),
         ("infer", 200, answer(0, 0, 0), "not able: the image's embedding is not 3 finite"),
