@@ -41,6 +41,8 @@ def main(arguments: Sequence[str]) -> int:
         return asyncio.run(_embed(options, arguments))
     except (NothingToDo, Refused, CannotWrite, ImageFailed, OSError) as error:
         return _complain(error, 2)
+    except ModuleNotFoundError as error:
+        return _complain(f"{error}; gRPC needs 'tritonclient[grpc]'", 2)
     except (Unreachable, GaveUp) as error:
         return _complain(f"{options.url} does not answer: {error}", 3)
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 Comes in: one call an image. Goes out: rate and time left. It must not know what an image is.
 """
 
+import os
 import sys
 import time
 
@@ -18,7 +19,8 @@ class Progress:
         self.done = 0
         self.failed = 0
         self._started = time.monotonic()
-        self._is_terminal = sys.stderr.isatty()
+        # On a terminal that does not know its size, a bar would be nowhere.
+        self._is_terminal = sys.stderr.isatty() and all(os.get_terminal_size(sys.stderr.fileno()))
         # Answers come in batches, so a rate over few of them would jump.
         self._bar = tqdm(unit=" images", disable=not self._is_terminal, smoothing=0.02, dynamic_ncols=True)
 

@@ -83,11 +83,12 @@ def open_results(out: Path, origin: Origin, dimension: int) -> Iterator["Results
     parts.mkdir(parents=True, exist_ok=True)
     folder = os.open(parts, os.O_RDONLY)
     try:
-        # Two runs would write the same parts. The lock is gone with the process, however it ends.
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            # Two runs would write the same parts. The lock is gone with the process, however it ends.
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CannotWrite(f"another run is writing {out}") from error
         yield Results(out, parts, origin, dimension)
-    except BlockingIOError as error:
-        raise CannotWrite(f"another run is writing {out}") from error
     finally:
         with contextlib.suppress(OSError):  # not empty, or gone
             parts.rmdir()
@@ -199,7 +200,7 @@ class Results:
 
         _replace(self._out, write_values)
         _replace(Path(f"{self._out}.ids.txt"), write_ids)
-        with open(f"{self._out}.errors.csv", "w", newline="") as file:
+        with open(f"{self._out}.errors.csv", "w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("id", "error"), *outcomes.errors.items()])
 
     def _embedded(self, outcomes: Outcomes) -> Iterator[pa.Table]:
