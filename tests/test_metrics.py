@@ -15,7 +15,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.metrics import Metrics, metrics_endpoint
-from service.ports import free_ports
+from tests.ports import unused_port
 
 TRITONS = b"""# HELP nv_inference_count Number of inferences performed
 # TYPE nv_inference_count counter
@@ -46,7 +46,7 @@ def triton() -> Iterator[str]:
 
 @contextmanager
 def _served(metrics: Metrics, triton_url: str) -> Iterator[str]:
-    (port,) = free_ports(1)
+    port = unused_port()
     with metrics_endpoint(metrics, "127.0.0.1", port, triton_url):
         yield f"http://127.0.0.1:{port}"
 
@@ -107,7 +107,7 @@ def test_the_oldest_stage_in_the_works_is_known() -> None:
 
 
 def test_with_a_token_a_scrape_needs_it(triton: str) -> None:
-    (port,) = free_ports(1)
+    port = unused_port()
     with metrics_endpoint(Metrics(), "127.0.0.1", port, f"{triton}/metrics", "secret"):
         request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics")
         for value, status in ((None, 401), ("Bearer wrong", 401), ("Bearer secret", 200)):
@@ -191,9 +191,7 @@ def test_there_is_nothing_at_other_paths(triton: str, path: str) -> None:
 
 @pytest.mark.parametrize("problem", ["nobody listens", "failing", "dying"])
 def test_without_tritons_measurements_a_scrape_says_so(triton: str, problem: str) -> None:
-    triton_url = (
-        f"http://127.0.0.1:{free_ports(1)[0]}/metrics" if problem == "nobody listens" else f"{triton}/{problem}"
-    )
+    triton_url = f"http://127.0.0.1:{unused_port()}/metrics" if problem == "nobody listens" else f"{triton}/{problem}"
     with _served(Metrics(), triton_url) as url:
         assert [_get(f"{url}/metrics")[0] for _ in range(2)] == [503, 503]
 
@@ -202,7 +200,7 @@ def test_a_proxy_of_the_environment_does_not_stand_before_triton(triton: str, mo
     with _served(Metrics(), f"{triton}/metrics") as url:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         monkeypatch.setattr(urllib.request, "_opener", None)  # it would remember the environment of its first use
-        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_ports(1)[0]}")
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{unused_port()}")
         with opener.open(f"{url}/metrics", timeout=30) as response:
             assert response.status == 200
 

@@ -1,11 +1,8 @@
 """The real service as a subprocess, for tests that speak to it as its users do."""
 
 import contextlib
-import itertools
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,20 +13,10 @@ from pathlib import Path
 import psutil
 import requests
 
+from tests.ports import unused_port
+
 START_SECONDS = 240.0
 STOP_SECONDS = 90.0
-
-
-# Each is handed out once: services that start at the same time must not be told the same.
-_PORTS = itertools.count(random.randrange(10_000, 18_000))
-
-
-def _unused_port() -> int:
-    while True:
-        port = next(_PORTS)
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 240.0) -> None:
@@ -46,7 +33,7 @@ class ServiceProcess:
     def __init__(
         self, folder: Path, *arguments: str, module: str = "service", environment: Mapping[str, str] | None = None
     ) -> None:
-        self.http_port, self.grpc_port, self.metrics_port = (_unused_port() for _ in range(3))
+        self.http_port, self.grpc_port, self.metrics_port = (unused_port() for _ in range(3))
         self.log = folder / f"service-{self.http_port}.log"
         # Not below pytest's folders: a socket's path has a hundred characters to spend.
         self._temporary = tempfile.TemporaryDirectory(prefix="test-")

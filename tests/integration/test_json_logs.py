@@ -13,9 +13,9 @@ import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
 from service.logs import RECORDS_A_MINUTE
-from service.ports import free_ports
 from tests.integration.clients import post_raw, triton_input
 from tests.integration.service_process import ServiceProcess, service
+from tests.ports import unused_port
 
 
 def _events(running: ServiceProcess) -> list[dict[str, Any]]:
@@ -48,7 +48,7 @@ def test_each_line_is_an_event_and_a_flood_leaves_few_of_them(tmp_path: Path) ->
 
 
 def test_what_keeps_it_from_starting_is_an_event_too() -> None:
-    ports = ["--http-port", "0", "--metrics-port", "0", "--grpc-port", str(*free_ports(1))]
+    ports = ["--http-port", "0", "--metrics-port", "0", "--grpc-port", str(unused_port())]
     command = [sys.executable, "-m", "service", "--log-format", "json", "--device", "cuda:77", *ports]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     *_, last = (json.loads(line) for line in result.stderr.splitlines())

@@ -18,11 +18,11 @@ import requests
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
-from service.ports import free_ports
 from tests.integration.clients import embed_triton_grpc, post_raw, triton_input
 from tests.integration.load import load
 from tests.integration.reference import photographs
 from tests.integration.service_process import ServiceProcess, service, wait_for
+from tests.ports import unused_port
 
 AS_IT_SHOULD = "answered and ended with 0"
 STARTS = 12
@@ -153,7 +153,7 @@ def test_a_taken_port_is_one_clear_line(running: ServiceProcess) -> None:
     ],
 )
 def test_what_keeps_it_from_starting_is_one_clear_line(arguments: list[str], exit_code: int, message: str) -> None:
-    result = _run("--http-port", "0", "--metrics-port", "0", "--grpc-port", str(*free_ports(1)), *arguments)
+    result = _run("--http-port", "0", "--metrics-port", "0", "--grpc-port", str(unused_port()), *arguments)
     assert result.returncode == exit_code
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and message in errors[0], result.stderr

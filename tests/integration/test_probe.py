@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from service.ports import free_ports
 from tests.integration.probing import probe
 from tests.integration.service_process import service
+from tests.ports import unused_port
 
 TOKEN = "0123456789abcdef" * 2
 METADATA = {"outputs": [{"name": "EMBEDDING", "shape": [-1, 3]}]}
@@ -102,7 +102,7 @@ def test_one_line_says_what_is_wrong(fake: Fake, asked: str, status: int, conten
 
 
 def test_nobody_there_and_nobody_answering() -> None:
-    nobody = probe("--url", f"http://127.0.0.1:{free_ports(1)[0]}")
+    nobody = probe("--url", f"http://127.0.0.1:{unused_port()}")
     assert (nobody.returncode, nobody.stderr) == (1, "") and "Connection refused" in nobody.stdout
     with socket.create_server(("127.0.0.1", 0)) as silent:
         found = probe("--url", f"http://127.0.0.1:{silent.getsockname()[1]}", "--timeout-s", "1.5")

@@ -14,10 +14,10 @@ import requests
 import yaml
 from promql_parser import AggregateExpr, Expr, Matcher, MatchOp, VectorSelector
 
-from service.ports import free_ports
 from tests.integration.clients import post_raw
 from tests.integration.reference import REPOSITORY, photographs
 from tests.integration.service_process import ServiceProcess, wait_for
+from tests.ports import unused_port
 
 PROMETHEUS = REPOSITORY / "configs" / "prometheus"
 ALERTS = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"][0]["rules"]
@@ -175,7 +175,7 @@ def ask(running: ServiceProcess, series: list[Series], tmp_path_factory: pytest.
     shutil.copy(PROMETHEUS / "alerts.yml", folder)
     text = (PROMETHEUS / "prometheus.yml").read_text().replace("15s", "1s")
     (folder / "prometheus.yml").write_text(text.replace("127.0.0.1:8002", f"127.0.0.1:{running.metrics_port}"))
-    (port,) = free_ports(1)
+    port = unused_port()
     command = ["prometheus", "--config.file=prometheus.yml", "--storage.tsdb.path=data", "--log.level=warn"]
 
     def get(path: str, **parameters: str) -> Any:

@@ -16,11 +16,11 @@ import requests
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
-from service.ports import free_ports
 from tests.images import sample
 from tests.integration.clients import RAW_HEADERS, Embeddings, base64_text, post_raw, read_raw_answer, triton_input
 from tests.integration.reference import REPOSITORY
 from tests.integration.service_process import ServiceProcess, wait_for
+from tests.ports import unused_port
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
@@ -34,7 +34,7 @@ class Proxy:
     """nginx on a port of its own, with the documented file, in front of a service."""
 
     def __init__(self, folder: Path, http_ports: Sequence[int], grpc_port: int) -> None:
-        (self.port,) = free_ports(1)
+        self.port = unused_port()
         self.certificate = folder / "certificate.pem"
         command = (
             "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
@@ -213,7 +213,7 @@ def test_health_and_metadata_pass(proxy: Proxy) -> None:
 def test_without_a_back_end_comes_a_503_and_with_one_left_an_answer(
     running: ServiceProcess, tmp_path: Path, another: bool
 ) -> None:
-    gone, grpc_port = free_ports(2)
+    gone, grpc_port = unused_port(), unused_port()
     proxy = Proxy(tmp_path, [gone, running.http_port] if another else [gone], grpc_port)
     try:
         for _ in range(4):
