@@ -7,7 +7,7 @@ own, until it is found out.
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,14 +111,13 @@ def _bring_about(fault: Fault, folder: Path) -> Result:
 
 
 @pytest.fixture(scope="module")
-def results(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Future[Result]]]:
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Future[Result]]:
     """All faults that are asked for, a few services at a time: most of a fault's time is spent waiting."""
     tests = (item for item in request.session.items if isinstance(item, pytest.Function) and item.path == request.path)
     names = [str(test.callspec.params["name"]) for test in tests]
     with ThreadPoolExecutor(AT_A_TIME) as threads:
-        yield {name: threads.submit(_bring_about, FAULTS[name], tmp_path_factory.mktemp("fault")) for name in names}
+        futures = {name: threads.submit(_bring_about, FAULTS[name], tmp_path_factory.mktemp("fault")) for name in names}
+    return futures
 
 
 @pytest.mark.timeout(600)
