@@ -96,10 +96,10 @@ class Canary:
         """
         self._sent += 1
         status, body = self._client.post(CANARY_PATH, canary_request(str(self._sent)), _SECONDS)
-        if status == http.client.OK and not same_direction(read_canary(body), self._known):
-            raise ServiceFailure("the canary came back with the embedding of something else")
         if status == http.client.OK:
-            return "right"
+            if same_direction(read_canary(body), self._known):
+                return "right"
+            raise ServiceFailure("the canary came back with the embedding of something else")
         if is_crowded_out(status, body):
             return "crowded out"
         logger.warning("the canary was answered with %d: %.200s", status, body.decode(errors="replace"))

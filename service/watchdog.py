@@ -5,7 +5,6 @@ supervises this process to start it anew. It must not know how an image becomes 
 """
 
 import http.client
-import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,8 +15,6 @@ from service.errors import ServiceFailure
 from service.local_client import LocalClient
 from service.metrics import Metrics
 from service.pytriton_compat.triton import SupervisedTriton
-
-logger = logging.getLogger(__name__)
 
 _MOST_FAILURES = 2
 # No image takes as long to decode, even where many threads share a core.
