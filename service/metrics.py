@@ -8,6 +8,7 @@ import http.client
 import logging
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,6 +26,7 @@ _CODES = ("ok", "internal_error")
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _TRITON_TIMEOUT_SECONDS = 5.0
+_TRITON_OPENS_SECONDS = 0.01
 
 
 class Metrics:
@@ -148,8 +150,6 @@ def metrics_endpoint(
         token: what a scrape has to send as `Authorization: Bearer TOKEN`; None lets everybody.
     """
 
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # not by the environment's http_proxy
-
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if self.path != "/metrics":
@@ -157,8 +157,7 @@ def metrics_endpoint(
             if not is_allowed(self.headers.get("Authorization"), token):
                 return self.send_error(401)
             try:
-                with direct.open(triton_url, timeout=_TRITON_TIMEOUT_SECONDS) as response:
-                    text = response.read() + generate_latest(metrics.registry)
+                text = _read(triton_url) + generate_latest(metrics.registry)
             except (OSError, http.client.HTTPException):
                 return self.send_error(503, "Triton does not answer")
             self.send_response(200)
@@ -177,3 +176,18 @@ def metrics_endpoint(
     finally:
         server.shutdown()
         server.server_close()
+
+
+def _read(triton_url: str) -> bytes:
+    """Triton's measurements. It opens their port some milliseconds after the one where it looks ready."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # not by the environment's http_proxy
+    deadline = time.monotonic() + _TRITON_TIMEOUT_SECONDS
+    while True:
+        try:
+            with direct.open(triton_url, timeout=_TRITON_TIMEOUT_SECONDS) as response:
+                text: bytes = response.read()
+                return text
+        except urllib.error.URLError as error:
+            if not isinstance(error.reason, ConnectionRefusedError) or time.monotonic() > deadline:
+                raise
+        time.sleep(_TRITON_OPENS_SECONDS)

@@ -189,8 +189,29 @@ def test_there_is_nothing_at_other_paths(triton: str, path: str) -> None:
         assert _get(f"{url}/metrics")[0] == 200
 
 
+def test_a_scrape_waits_for_the_port_that_triton_opens_after_it_is_ready(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    late_port = unused_port()
+    late = ThreadingHTTPServer(("127.0.0.1", late_port), _Triton, bind_and_activate=False)
+
+    def open_late(_: float) -> None:
+        late.server_bind()
+        late.server_activate()
+        threading.Thread(target=late.serve_forever, args=(0.01,), daemon=True).start()
+
+    monkeypatch.setattr("service.metrics.time.sleep", open_late)  # which only follows a refused connection
+    with _served(Metrics(), f"http://127.0.0.1:{late_port}/metrics") as url:
+        assert _get(f"{url}/metrics")[0] == 200
+    late.shutdown()
+    late.server_close()
+
+
 @pytest.mark.parametrize("problem", ["nobody listens", "failing", "dying"])
-def test_without_tritons_measurements_a_scrape_says_so(triton: str, problem: str) -> None:
+def test_without_tritons_measurements_a_scrape_says_so(
+    triton: str, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.metrics._TRITON_TIMEOUT_SECONDS", 0.5)
     triton_url = f"http://127.0.0.1:{unused_port()}/metrics" if problem == "nobody listens" else f"{triton}/{problem}"
     with _served(Metrics(), triton_url) as url:
         assert [_get(f"{url}/metrics")[0] for _ in range(2)] == [503, 503]
