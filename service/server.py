@@ -8,7 +8,6 @@ import contextlib
 import logging
 import signal
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +38,7 @@ from service.preprocess import Preprocessor
 from service.pytriton_compat.triton import Access, SupervisedTriton
 from service.settings import Settings
 from service.watchdog import Watchdog
+from service.workspace import new_workspace
 
 logger = logging.getLogger(__name__)
 
@@ -67,13 +67,13 @@ def serve(settings: Settings) -> None:
     _introduce(encoders, facts, metrics)
     with contextlib.ExitStack() as stack:
         helpers = stack.enter_context(ThreadPoolExecutor(cores.count, thread_name_prefix="decode"))
-        workspace = stack.enter_context(tempfile.TemporaryDirectory(prefix="embed-"))
+        workspace = stack.enter_context(new_workspace())
         shutdown = _shutdown_on_signals()
         pipelines = _build_pipelines(settings, preprocessor, encoders, cores, helpers, metrics)
         known = _known_embedding(pipelines)
         http_port, metrics_port = free_ports(2)
         http = _http_address(settings, http_port)
-        triton = _build_triton(settings, access, Path(workspace) / "triton", http, metrics_port)
+        triton = _build_triton(settings, access, workspace, http, metrics_port)
         stack.callback(triton.stop)
         _bind_models(triton, settings, encoders, pipelines, metrics, facts)
         if settings.metrics_port:

@@ -13,7 +13,7 @@ ALLOWED = {
     "server": {
         "settings", "checkpoint", "decode", "preprocess", "encoder", "pipeline", "endpoint", "pytriton_compat",
         "errors", "cores", "cache", "metrics", "ports", "access", "canary", "heartbeat", "local_client", "watchdog",
-        "__version__",
+        "workspace", "__version__",
     },
     "fetch": {"checkpoint", "errors", "settings"},
     "checkpoint": {"encoder", "errors", "fingerprint", "preprocess", "settings"},
@@ -38,6 +38,7 @@ ALLOWED = {
     "logs": set[str](),
     "metrics": {"access"},
     "ports": {"errors"},
+    "workspace": set[str](),
     "vision_tower": set[str](),
     "pytriton_compat": {"access", "errors", "pytriton_compat"},
 }  # fmt: skip

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import logging
 import os
+import resource
 import shutil
 import sys
 import threading
@@ -85,13 +86,15 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
     """
 
     def __init__(self, config: TritonConfig, workspace: Path, access: Access, stub_bytes: int, verbose: bool) -> None:
-        """Prepare a server in the new folder `workspace`.
+        """Prepare a server with its files in the folder `workspace`.
 
         Args:
+            workspace: its name is also what the names of shared memory begin with.
             stub_bytes: the most shared memory of a stub; a batch that needs more is answered with 500, and none of it
                 stays.
             verbose: log Triton's own information, too, not only its warnings and errors.
         """
+        self._folder = workspace
         self._access = access
         self._stub_bytes = stub_bytes
         self._triton_server_config: TritonServerConfig
@@ -99,7 +102,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         # that answers. PyTriton's default opens the ports first, and a server without models reports ready.
         super().__init__(
             config=config,
-            workspace=workspace,
+            workspace=workspace / "triton",
             triton_lifecycle_policy=TritonLifecyclePolicy(launch_triton_on_startup=True, local_model_store=True),
             security_config=TritonSecurityConfig(access.admin_token, list(_ADMIN_ENDPOINTS)),
         )
@@ -247,15 +250,15 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         for process in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        # What a process that was killed could no longer remove itself.
-        for segment in Path(_SHARED_MEMORY).glob(f"{self._segments}*"):
-            segment.unlink(missing_ok=True)
         return stopped
 
     def _limit_shared_memory(self) -> None:
         """A stub's shared memory grows with its largest batch and never shrinks. It is a file, which can be limited."""
         for process in self._processes:
-            process.rlimit(psutil.RLIMIT_FSIZE, (self._stub_bytes, self._stub_bytes))
+            with contextlib.suppress(psutil.NoSuchProcess):  # check_alive() will tell
+                _, most = process.rlimit(psutil.RLIMIT_FSIZE)  # an ordinary user cannot raise it
+                least = self._stub_bytes if most == resource.RLIM_INFINITY else min(self._stub_bytes, most)
+                process.rlimit(psutil.RLIMIT_FSIZE, (least, least))
 
     def _hide_tokens(self) -> None:
         """Every user of a machine can read the command lines of its processes; tritonserver has read its own by now."""
@@ -297,8 +300,8 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             arguments["grpc-root-cert"] = tls.client_ca
 
     def _shm_prefix(self) -> str:
-        self._segments = str(super()._shm_prefix()).lstrip("/")
-        return self._segments
+        """What stubs that are killed leave is found by the folder's name."""
+        return f"{self._folder.name}-"
 
     def _initialize_server(self) -> None:
         super()._initialize_server()

@@ -45,7 +45,7 @@ class ServiceProcess:
                 command,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **(environment or {}), "TMPDIR": str(self.temporary)},
+                env={**os.environ, "TMPDIR": str(self.temporary), **(environment or {})},
                 start_new_session=True,
             )
 
@@ -91,7 +91,7 @@ class ServiceProcess:
 
     def shared_memory(self) -> list[str]:
         """What is left of its shared memory, also when it has ended."""
-        return [name for name in os.listdir("/dev/shm") if name.startswith(f"pytrtion{self.process.pid}-")]
+        return [path.name for path in Path("/dev/shm").glob(f"embed-{self.process.pid}-*") if path.is_file()]
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Signal the service, wait for its end, and return its exit code."""

@@ -115,6 +115,23 @@ def test_a_signal_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
         starting.kill()
 
 
+def test_the_next_start_removes_what_one_that_was_killed_has_left(tmp_path: Path) -> None:
+    """As in a pod: where memory runs out all processes of a container die at once, and its volumes stay."""
+    killed = ServiceProcess(tmp_path)
+    try:
+        family = killed.wait_until_ready().family()
+        assert killed.shared_memory()
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # so that nobody sees another one die
+            for each in family:
+                each.send_signal(number)
+        killed.process.wait()
+        left = set(os.listdir(killed.temporary))
+        with service(tmp_path, environment={"TMPDIR": str(killed.temporary)}):
+            assert left and not left & set(os.listdir(killed.temporary)) and not killed.shared_memory()
+    finally:
+        killed.kill()
+
+
 @pytest.mark.timeout(1200)
 def test_it_becomes_ready_every_time_on_a_busy_machine(tmp_path: Path) -> None:
     with _busy_cores(2), ThreadPoolExecutor(AT_A_TIME) as threads:

@@ -1,0 +1,66 @@
+"""A place for the files of one run and a name for its shared memory, which both end with it.
+
+Comes in: nothing. Goes out: a folder below TMPDIR. It must not know what is put there.
+
+A process that is killed removes nothing, and TMPDIR and /dev/shm may outlive it, as in a pod whose container is started
+anew: unless its successor clears up, they are full one day. Whether a run is over tells a lock on its folders, which
+ends with the process, however that ends; process ids are no help, since every container has the same.
+"""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+SHARED_MEMORY = Path("/dev/shm")
+_PREFIX = "embed-"
+
+
+@contextlib.contextmanager
+def new_workspace() -> Iterator[Path]:
+    """A new folder below TMPDIR. What killed runs of the same user have left is removed first.
+
+    Shared memory that is named like the folder, followed by `-` and anything, is removed with it at the end.
+    """
+    temporary = Path(tempfile.gettempdir())
+    for parent in (temporary, SHARED_MEMORY):
+        _remove_abandoned(parent)
+    name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+    with _locked_folder(SHARED_MEMORY, name), _locked_folder(temporary, name) as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def _locked_folder(parent: Path, name: str) -> Iterator[Path]:
+    unlocked, folder = parent / f".{name}", parent / name
+    unlocked.mkdir(mode=0o700)
+    descriptor = os.open(unlocked, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    unlocked.rename(folder)  # only now does it have a name that others look for
+    try:
+        yield folder
+    finally:
+        _remove(folder)
+        os.close(descriptor)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    for folder in parent.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):  # it is no folder, or a living run holds its lock
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(descriptor).st_uid == os.geteuid():
+                    _remove(folder)
+            finally:
+                os.close(descriptor)
+
+
+def _remove(folder: Path) -> None:
+    for segment in folder.parent.glob(f"{folder.name}-*"):
+        segment.unlink(missing_ok=True)
+    shutil.rmtree(folder)

@@ -1,0 +1,68 @@
+"""A run leaves no files, and those of a run that was killed are removed by the next one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.workspace import SHARED_MEMORY, new_workspace
+
+RUN = """
+import sys, time
+from service.workspace import SHARED_MEMORY, new_workspace
+with new_workspace() as folder:
+    (folder / "model").write_text("weights")
+    (SHARED_MEMORY / f"{folder.name}-stub").write_text("requests")
+    print(folder.name, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    return tmp_path
+
+
+def _traces(temporary: Path, name: str) -> set[str]:
+    """What there is of a run, with and without the dot that its folders begin with."""
+    found = [*temporary.rglob("*"), *SHARED_MEMORY.rglob("*")]
+    return {path.name for path in found if name.split("-", 1)[1] in str(path)}
+
+
+def test_only_what_killed_runs_have_left_is_removed(temporary: Path) -> None:
+    names = []
+    with (
+        subprocess.Popen([sys.executable, "-c", RUN], stdout=subprocess.PIPE, text=True) as killed,
+        subprocess.Popen([sys.executable, "-c", RUN], stdout=subprocess.PIPE, text=True) as living,
+    ):
+        for process in (killed, living):
+            assert process.stdout
+            names.append(process.stdout.readline().strip())
+        traces = [{name, "model", f"{name}-stub"} for name in names]
+        assert [_traces(temporary, name) for name in names] == traces
+        killed.kill()
+        killed.wait()
+        with new_workspace() as folder:
+            assert [_traces(temporary, name) for name in names] == [set(), traces[1]]
+            assert os.listdir(folder) == []
+        living.kill()
+
+
+def test_nothing_is_left_at_the_end_whatever_ended_it(temporary: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), new_workspace() as folder:
+        (SHARED_MEMORY / f"{folder.name}-stub").touch()
+        raise KeyboardInterrupt
+    assert not _traces(temporary, folder.name)
+
+
+def test_what_looks_like_a_run_but_is_none_stays(temporary: Path) -> None:
+    (temporary / "embed-1-file").touch()
+    (temporary / "elsewhere").mkdir()
+    (temporary / "embed-1-link").symlink_to(temporary / "elsewhere")
+    with new_workspace():
+        pass
+    assert {path.name for path in temporary.iterdir()} == {"embed-1-file", "elsewhere", "embed-1-link"}
