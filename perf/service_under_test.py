@@ -106,8 +106,8 @@ class Service:
         return own, sum(others)
 
     def memory_mb(self) -> float:
-        """Memory of all processes of the service in MB, what they share counted once (PSS)."""
-        return sum(each.memory_full_info().pss for each in self._family()) / 1e6
+        """Memory of all processes of the service in MB, as `vitals` counts it."""
+        return self.vitals().total_mb
 
     def vitals(self) -> Vitals:
         """What all processes of the service hold now.

@@ -6,7 +6,7 @@ Comes in: the processes of a service, its own first. Goes out: sums over them.
 import contextlib
 import os
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 
 _ROLES = {"tritonserver": "tritonserver", "triton_python_backend_stub": "stubs"}
+# Not what is mapped from files: the kernel can drop that, and how much of it counts here depends on who else maps it.
+_OWN_KB = re.compile(r"^Pss_(?:Anon|Shmem): +(\d+) kB$", re.MULTILINE)
 _SHARED_MEMORY = re.compile(r"/dev/shm/\S+$", re.MULTILINE)
 
 
@@ -22,7 +24,7 @@ class Vitals:
     """Of all processes together.
 
     Attributes:
-        memory_mb: by role, what processes share counted once (PSS).
+        memory_mb: by role, what is not mapped from files; what processes share is counted once (PSS).
         shared_mb: the files in /dev/shm that they have mapped; as far as it is touched it is in `memory_mb`, too.
         threads: threads.
         files: open file descriptors.
@@ -45,14 +47,22 @@ def vitals(processes: Sequence[psutil.Process]) -> Vitals:
     Raises:
         psutil.NoSuchProcess: one of them has ended.
     """
-    memory: Counter[str] = Counter()
+    memory = defaultdict[str, float](float)
     threads = files = 0
     for process in processes:
         with process.oneshot():
-            memory[_ROLES.get(process.name(), "service")] += process.memory_full_info().pss
+            memory[_ROLES.get(process.name(), "service")] += _memory_mb(process.pid)
             threads += process.num_threads()
             files += process.num_fds()
-    return Vitals({role: size / 1e6 for role, size in memory.items()}, _shared_mb(processes), threads, files)
+    return Vitals(dict(memory), _shared_mb(processes), threads, files)
+
+
+def _memory_mb(pid: int) -> float:
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise psutil.NoSuchProcess(pid) from error
+    return sum(map(int, _OWN_KB.findall(text))) * 1024 / 1e6
 
 
 def _shared_mb(processes: Sequence[psutil.Process]) -> float:
