@@ -44,6 +44,8 @@ _DRAIN_SECONDS = 120.0
 _POLL_SECONDS = 0.05
 _SHARED_MEMORY = "/dev/shm"
 _STUB_MEBIBYTES = 4  # that a stub takes of it before its first request
+# Or each of tritonserver's threads gets a heap of its own, which stays as large as the worst moment has made it.
+_HEAPS = "2"
 _ADMIN_ENDPOINTS = ("shared-memory", "model-repository", "trace", "logging")
 _USER_ENDPOINTS = ("inference", "statistics")
 _LOG_LEVELS = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR}
@@ -159,6 +161,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         """
         self._check_shared_memory()
         self._offer_libpython()
+        os.environ.setdefault("MALLOC_ARENA_MAX", _HEAPS)  # read by glibc at the start of a process, so not by this one
         self._run_server()
         deadline = time.monotonic() + _START_SECONDS
         while not self._is_ready():
