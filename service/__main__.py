@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 
+from service.environment import ARITHMETIC
 from service.errors import ServiceFailure, StartupFault
 from service.logs import configure_logging
 from service.settings import load_settings
@@ -23,11 +24,8 @@ def main() -> int:
     except StartupFault as fault:
         return _complain(fault, 2)
     configure_logging(settings.log_level, settings.log_format)
-    # Or the last bits of float32 results would depend on how many threads a batch gets. MKL reads it when loaded.
-    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
-    # Or torch keeps, in each lane's thread, the kernels of 1024 shapes, hundreds of MB: every batch size has its own.
-    # oneDNN's own cache, which all threads share, is as fast.
-    os.environ.setdefault("LRU_CACHE_CAPACITY", "1")
+    for name, value in ARITHMETIC.items():
+        os.environ.setdefault(name, value)
     # Only now: torch and transformers take seconds to import, and neither --help nor a wrong setting needs them.
     from service.server import serve
 

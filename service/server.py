@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,20 +21,17 @@ from pytriton.triton import TritonConfig
 
 from service import __version__
 from service.access import GrpcTls, bearer, check_tls, read_token
-from service.cache import EmbeddingCache
-from service.canary import Canary, canary_image, same_direction
-from service.checkpoint import checkpoint_fingerprint, load_checkpoint
+from service.assembly import build_pipelines, known_embedding, load_encoders
+from service.canary import Canary
 from service.cores import Cores
-from service.decode import Decoder
-from service.encoder import Encoder, resolve_devices, resolve_dtype
+from service.encoder import Encoder
 from service.endpoint import EmbedImage, EmbedPixelValues, Parameters
-from service.errors import Fault, ServiceFailure, StartupFault
+from service.errors import ServiceFailure, StartupFault
 from service.heartbeat import Heartbeat
 from service.local_client import LocalClient
 from service.metrics import Metrics, metrics_endpoint
-from service.pipeline import Embedding, Pipeline, Row
+from service.pipeline import Pipeline
 from service.ports import free_ports
-from service.preprocess import Preprocessor
 from service.pytriton_compat.triton import Access, SupervisedTriton
 from service.settings import Settings
 from service.watchdog import Watchdog
@@ -62,15 +59,15 @@ def serve(settings: Settings) -> None:
     _check_ports_are_free(settings)
     access = _read_access(settings)
     cores, metrics = Cores(settings.cpu_threads), Metrics()
-    preprocessor, encoders, digest = _load_encoders(settings, cores, metrics)
+    preprocessor, encoders, digest = load_encoders(settings, cores, metrics)
     facts = _facts(settings, encoders, digest)
     _introduce(encoders, facts, metrics)
     with contextlib.ExitStack() as stack:
         helpers = stack.enter_context(ThreadPoolExecutor(cores.count, thread_name_prefix="decode"))
         workspace = stack.enter_context(new_workspace())
         shutdown = _shutdown_on_signals()
-        pipelines = _build_pipelines(settings, preprocessor, encoders, cores, helpers, metrics)
-        known = _known_embedding(pipelines)
+        pipelines = build_pipelines(settings, preprocessor, encoders, cores, helpers, metrics)
+        known = known_embedding(pipelines)
         http_port, metrics_port = free_ports(2)
         http = _http_address(settings, http_port)
         triton = _build_triton(settings, access, workspace, http, metrics_port)
@@ -119,28 +116,6 @@ def _read_access(settings: Settings) -> Access:
     return Access(token, admin_token, tls)
 
 
-def _load_encoders(settings: Settings, cores: Cores, metrics: Metrics) -> tuple[Preprocessor, list[Encoder], str]:
-    """The checkpoint's preprocessor, one warm encoder a device, and the fingerprint of their embeddings."""
-    devices = resolve_devices(settings.device)
-    model, preprocessor = load_checkpoint(settings)
-    encoders = [
-        Encoder(
-            model,
-            device,
-            resolve_dtype(settings.dtype, device),
-            preprocessor.scale,
-            preprocessor.offset,
-            cores,
-            metrics,
-        )
-        for device in devices
-    ]
-    for encoder in encoders:
-        encoder.warm_up(settings.max_batch_size)
-    dtypes = (str(encoder.dtype) for encoder in encoders)
-    return preprocessor, encoders, checkpoint_fingerprint(settings, model, preprocessor, dtypes)
-
-
 def _facts(settings: Settings, encoders: Sequence[Encoder], digest: str) -> dict[str, str]:
     """What this service is, for whoever compares it with others; of a checkpoint's folder only the name."""
     folder = Path(settings.checkpoint)
@@ -176,43 +151,6 @@ def _shutdown_on_signals() -> threading.Event:
     for number in _SIGNALS:
         signal.signal(number, on_signal)
     return shutdown
-
-
-def _build_pipelines(
-    settings: Settings,
-    preprocessor: Preprocessor,
-    encoders: Sequence[Encoder],
-    cores: Cores,
-    helpers: Executor,
-    metrics: Metrics,
-) -> list[Pipeline]:
-    """A pipeline for each encoder; they share the cores and the cache."""
-    decoder = Decoder(
-        settings.max_image_bytes,
-        settings.max_image_pixels,
-        preprocessor.least_side,
-        settings.exif_orientation,
-        settings.background_rgb,
-    )
-    cache = EmbeddingCache(settings.cache_mb * 2**20) if settings.cache_mb else None
-    return [Pipeline(decoder, preprocessor, encoder, cores, helpers, metrics, cache) for encoder in encoders]
-
-
-def _known_embedding(pipelines: Sequence[Pipeline]) -> Embedding:
-    """What the canary's image becomes, here and now (float32 `[D]`).
-
-    Raises:
-        StartupFault: it becomes nothing, or nothing that makes sense, or another embedding on another device.
-    """
-    embeddings: list[Embedding] = []
-    for pipeline in pipelines:
-        (outcome,) = pipeline.embed([Row(canary_image(), False)])
-        if isinstance(outcome, Fault):
-            raise StartupFault(f"the image that the service tests itself with cannot be embedded: {outcome}")
-        embeddings.append(outcome)
-    if not all(same_direction(embedding, embeddings[0]) for embedding in embeddings):
-        raise StartupFault("an encoder's embeddings are no numbers, or others on another device; try another --dtype")
-    return embeddings[0]
 
 
 def _http_address(settings: Settings, own_port: int) -> tuple[str, int]:

@@ -1,0 +1,83 @@
+"""The rooms that embed, put together as the settings say: checkpoint -> encoders -> pipelines.
+
+Comes in: the settings, and the cores to share. Goes out: a pipeline a device, and what it makes of a known image. It
+must not know who sends images: the server and the bulk job build the same here.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+
+from service.cache import EmbeddingCache
+from service.canary import canary_image, same_direction
+from service.checkpoint import checkpoint_fingerprint, load_checkpoint
+from service.cores import Cores
+from service.decode import Decoder
+from service.encoder import Encoder, resolve_devices, resolve_dtype
+from service.errors import Fault, StartupFault
+from service.metrics import Metrics
+from service.pipeline import Embedding, Pipeline, Row
+from service.preprocess import Preprocessor
+from service.settings import Settings
+
+
+def load_encoders(settings: Settings, cores: Cores, metrics: Metrics) -> tuple[Preprocessor, list[Encoder], str]:
+    """The checkpoint's preprocessor, one warm encoder a device, and the fingerprint of their embeddings.
+
+    Raises:
+        StartupFault: the checkpoint cannot be loaded, a device is not there, or its memory does not suffice.
+    """
+    devices = resolve_devices(settings.device)
+    model, preprocessor = load_checkpoint(settings)
+    encoders = [
+        Encoder(
+            model,
+            device,
+            resolve_dtype(settings.dtype, device),
+            preprocessor.scale,
+            preprocessor.offset,
+            cores,
+            metrics,
+        )
+        for device in devices
+    ]
+    for encoder in encoders:
+        encoder.warm_up(settings.max_batch_size)
+    dtypes = (str(encoder.dtype) for encoder in encoders)
+    return preprocessor, encoders, checkpoint_fingerprint(settings, model, preprocessor, dtypes)
+
+
+def build_pipelines(
+    settings: Settings,
+    preprocessor: Preprocessor,
+    encoders: Sequence[Encoder],
+    cores: Cores,
+    helpers: Executor,
+    metrics: Metrics,
+) -> list[Pipeline]:
+    """A pipeline for each encoder; they share the cores and the cache."""
+    decoder = Decoder(
+        settings.max_image_bytes,
+        settings.max_image_pixels,
+        preprocessor.least_side,
+        settings.exif_orientation,
+        settings.background_rgb,
+    )
+    cache = EmbeddingCache(settings.cache_mb * 2**20) if settings.cache_mb else None
+    return [Pipeline(decoder, preprocessor, encoder, cores, helpers, metrics, cache) for encoder in encoders]
+
+
+def known_embedding(pipelines: Sequence[Pipeline]) -> Embedding:
+    """What the canary's image becomes, here and now (float32 `[D]`).
+
+    Raises:
+        StartupFault: it becomes nothing, or nothing that makes sense, or another embedding on another device.
+    """
+    embeddings: list[Embedding] = []
+    for pipeline in pipelines:
+        (outcome,) = pipeline.embed([Row(canary_image(), False)])
+        if isinstance(outcome, Fault):
+            raise StartupFault(f"the image that the service tests itself with cannot be embedded: {outcome}")
+        embeddings.append(outcome)
+    if not all(same_direction(embedding, embeddings[0]) for embedding in embeddings):
+        raise StartupFault("an encoder's embeddings are no numbers, or others on another device; try another --dtype")
+    return embeddings[0]

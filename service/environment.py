@@ -1,0 +1,12 @@
+"""What torch and its libraries read in the environment when they are loaded, the same wherever images are embedded.
+
+It must not know who loads them.
+"""
+
+ARITHMETIC = {
+    # Or the last bits of float32 results would depend on how many threads a batch gets.
+    "MKL_CBWR": "AUTO,STRICT",
+    # Or torch keeps, in each lane's thread, the kernels of 1024 shapes, hundreds of MB: every batch size has its own.
+    # oneDNN's own cache, which all threads share, is as fast.
+    "LRU_CACHE_CAPACITY": "1",
+}
