@@ -6,9 +6,10 @@ must not know who sends images: the server and the bulk job build the same here.
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from functools import partial
 
 from service.cache import EmbeddingCache
-from service.canary import canary_image, same_direction
+from service.canary import Embed, marked_canary, same_direction
 from service.checkpoint import checkpoint_fingerprint, load_checkpoint
 from service.cores import Cores
 from service.decode import Decoder
@@ -66,6 +67,16 @@ def build_pipelines(
     return [Pipeline(decoder, preprocessor, encoder, cores, helpers, metrics, cache) for encoder in encoders]
 
 
+def by_device(pipelines: Sequence[Pipeline]) -> list[Embed]:
+    """Each pipeline as a function of one image."""
+
+    def embed(pipeline: Pipeline, image: bytes) -> Embedding | None:
+        (outcome,) = pipeline.embed([Row(image, False)])
+        return None if isinstance(outcome, Fault) else outcome
+
+    return [partial(embed, pipeline) for pipeline in pipelines]
+
+
 def known_embedding(pipelines: Sequence[Pipeline]) -> Embedding:
     """What the canary's image becomes, here and now (float32 `[D]`).
 
@@ -73,8 +84,9 @@ def known_embedding(pipelines: Sequence[Pipeline]) -> Embedding:
         StartupFault: it becomes nothing, or nothing that makes sense, or another embedding on another device.
     """
     embeddings: list[Embedding] = []
-    for pipeline in pipelines:
-        (outcome,) = pipeline.embed([Row(canary_image(), False)])
+    for number, pipeline in enumerate(pipelines):
+        # Marked, or the cache that they share would answer for all but the first.
+        (outcome,) = pipeline.embed([Row(marked_canary(f"device {number}"), False)])
         if isinstance(outcome, Fault):
             raise StartupFault(f"the image that the service tests itself with cannot be embedded: {outcome}")
         embeddings.append(outcome)

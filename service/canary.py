@@ -1,14 +1,17 @@
 """A small image of known embedding, sent through the service the way a client's image is.
 
-Comes in: what the encoder makes of the image, and a client. Goes out: what kind of answer came, or the failure that a
-wrong one is; to others, the image's request and what its answer holds. It must not know of the service's parts.
+Comes in: what the encoder makes of the image, a client, and where there are several devices a way to each. Goes out:
+what kind of answer came, or the failure that a wrong one is; to others, the image's request and what its answer holds.
+It must not know of the service's parts.
 """
 
 import base64
 import http.client
 import io
+import itertools
 import json
 import logging
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -22,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 CANARY_PATH = "/v2/models/embed_image/infer"
 Embedding = npt.NDArray[np.float32]
+
+# An encoded image -> its embedding (float32 `[D]`), or None where it could not be embedded.
+Embed = Callable[[bytes], Embedding | None]
 
 Answer = Literal["right", "crowded out", "refused"]
 
@@ -44,13 +50,18 @@ def canary_request(mark: str, **parameters: int) -> bytes:
     """The JSON request that embeds the image, whatever the service's defaults are.
 
     Args:
-        mark: makes it a new image to the cache of embeddings; nothing behind a JPEG's end is read.
+        mark: makes it a new image, see `marked_canary`.
         parameters: more of them for the request.
     """
-    text = base64.b64encode(canary_image() + mark.encode()).decode()
+    text = base64.b64encode(marked_canary(mark)).decode()
     tensor = {"name": "INPUT_IMAGE", "shape": [1, 1], "datatype": "BYTES", "data": [text]}
     asked = {"base64_encoded": True, "normalize": False, **parameters}
     return json.dumps({"inputs": [tensor], "parameters": asked}).encode()
+
+
+def marked_canary(mark: str) -> bytes:
+    """The image as one that the cache of embeddings does not know; nothing behind a JPEG's end is read."""
+    return canary_image() + mark.encode()
 
 
 def read_canary(body: bytes) -> Embedding:
@@ -79,13 +90,20 @@ def same_direction(one: Embedding, other: Embedding) -> bool:
 
 
 class Canary:
-    """Sends the image by HTTP."""
+    """Sends the image to each device by itself, then by HTTP."""
 
-    def __init__(self, known: Embedding, client: LocalClient) -> None:
-        """Prepare to send it; `known` is the embedding (float32 `[D]`, not normalised) of `canary_image()`."""
+    def __init__(self, known: Embedding, client: LocalClient, devices: Sequence[Embed] = ()) -> None:
+        """Prepare to send it.
+
+        Args:
+            known: the embedding (float32 `[D]`, not normalised) of `canary_image()`.
+            devices: what embeds on each of them; which of them a request gets to is Triton's choice, and may for long
+                not be the one that computes wrong numbers.
+        """
         self._known = known
         self._client = client
-        self._sent = 0
+        self._devices = devices
+        self._marks = map(str, itertools.count())
 
     def send(self) -> Answer:
         """Send the image and say what the answer was: its embedding, a refusal, or a refusal for the sake of others.
@@ -94,13 +112,19 @@ class Canary:
             ServiceFailure: the answer is another embedding, or none.
             OSError, HTTPException: there was none within 8 seconds.
         """
-        self._sent += 1
-        status, body = self._client.post(CANARY_PATH, canary_request(str(self._sent)), _SECONDS)
+        for embed in self._devices:
+            # Its encoder counts its failures itself.
+            if (embedding := embed(marked_canary(next(self._marks)))) is not None:
+                self._compare(embedding)
+        status, body = self._client.post(CANARY_PATH, canary_request(next(self._marks)), _SECONDS)
         if status == http.client.OK:
-            if same_direction(read_canary(body), self._known):
-                return "right"
-            raise ServiceFailure("the canary came back with the embedding of something else")
+            self._compare(read_canary(body))
+            return "right"
         if is_crowded_out(status, body):
             return "crowded out"
         logger.warning("the canary was answered with %d: %.200s", status, body.decode(errors="replace"))
         return "refused"
+
+    def _compare(self, embedding: Embedding) -> None:
+        if not same_direction(embedding, self._known):
+            raise ServiceFailure("the canary came back with the embedding of something else")

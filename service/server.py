@@ -21,7 +21,7 @@ from pytriton.triton import TritonConfig
 
 from service import __version__
 from service.access import GrpcTls, bearer, check_tls, read_token
-from service.assembly import build_pipelines, known_embedding, load_encoders
+from service.assembly import build_pipelines, by_device, known_embedding, load_encoders
 from service.canary import Canary
 from service.cores import Cores
 from service.encoder import Encoder
@@ -81,7 +81,8 @@ def serve(settings: Settings) -> None:
             client = LocalClient(*http, bearer(access.token))
             heartbeat = Heartbeat(client, settings.model_alias, preprocessor.size)
             images = _lanes(settings, encoders) * settings.max_batch_size
-            watchdog = Watchdog(triton, encoders, images, metrics, client, Canary(known, client))
+            canary = Canary(known, client, by_device(pipelines) if len(pipelines) > 1 else ())
+            watchdog = Watchdog(triton, encoders, images, metrics, client, canary)
             _watch(watchdog, heartbeat, shutdown.wait)
             logger.info("stopping: it does not look ready any more; what is accepted will be answered")
             triton.report_not_ready()

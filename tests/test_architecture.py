@@ -9,11 +9,14 @@ SERVICE = Path(__file__).parents[1] / "service"
 # Who may look into whom; the demo builds the checkpoint and belongs to no room.
 ALLOWED = {
     "__init__": set[str](),
-    "__main__": {"settings", "logs", "errors", "server", "fetch"},
+    "__main__": {"settings", "logs", "environment", "errors", "server", "fetch"},
     "server": {
-        "settings", "checkpoint", "decode", "preprocess", "encoder", "pipeline", "endpoint", "pytriton_compat",
-        "errors", "cores", "cache", "metrics", "ports", "access", "canary", "heartbeat", "local_client", "watchdog",
-        "workspace", "__version__",
+        "settings", "assembly", "encoder", "pipeline", "endpoint", "pytriton_compat", "errors", "cores", "metrics",
+        "ports", "access", "canary", "heartbeat", "local_client", "watchdog", "workspace", "__version__",
+    },
+    "assembly": {
+        "settings", "checkpoint", "decode", "preprocess", "encoder", "pipeline", "errors", "cores", "cache", "canary",
+        "metrics",
     },
     "fetch": {"checkpoint", "errors", "settings"},
     "checkpoint": {"encoder", "errors", "fingerprint", "preprocess", "settings"},
@@ -33,6 +36,7 @@ ALLOWED = {
     "settings": {"errors"},
     "cache": set[str](),
     "cores": set[str](),
+    "environment": set[str](),
     "errors": set[str](),
     "fingerprint": {"vision_tower"},
     "logs": set[str](),

@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from service.canary import Answer, Canary, canary_image, same_direction
+from service.canary import Answer, Canary, Embed, canary_image, same_direction
 from service.decode import Decoder
 from service.errors import ServiceFailure
 from service.local_client import LocalClient
@@ -65,6 +65,24 @@ def test_each_is_the_same_picture_in_other_bytes() -> None:
 def test_any_other_embedding_is_a_failure(body: bytes) -> None:
     with pytest.raises(ServiceFailure, match="canary"):
         _send(200, body)
+
+
+def test_a_device_that_computes_wrong_numbers_is_found_although_no_request_gets_there() -> None:
+    asked: list[bytes] = []
+
+    def device(*answer: float) -> Embed:
+        def embed(image: bytes) -> Any:
+            asked.append(image)
+            return np.array(answer, np.float32) if answer else None
+
+        return embed
+
+    client = cast(LocalClient, FakeClient(200, _answer(3, -1, 2)))
+    failing, right, wrong = device(), device(3, -1, 2), device(3, 1, 2)
+    assert Canary(KNOWN, client, [failing, right]).send() == "right"
+    with pytest.raises(ServiceFailure, match="canary"):
+        Canary(KNOWN, client, [right, wrong]).send()
+    assert len(asked) == 4 and asked[0] != asked[1] and asked[2] != asked[3]
 
 
 @pytest.mark.parametrize(
