@@ -85,7 +85,7 @@ def test_it_embeds_and_a_signal_under_load_drops_nothing() -> None:
         assert running.run("sh", "-c", UNPRIVILEGED).stdout.split() == ["10001", "10001", "0" * 16, "0" * 16, "1"]
         # Every container gets the kernel's message queues, and what they may hold is little.
         assert set(running.run("sh", "-c", WRITABLE).stdout.split()) - {"/dev/mqueue"} == {"/tmp", "/dev/shm"}
-        before, after = _load_until_a_signal_ends(running)
+        before, after = load_until_it_ends(running, "kill", "--signal", "TERM", running.name)
         assert running.state("ExitCode") == "0", running.log()
     assert len(before) > 100 and set(before) == {"right"}
     assert set(after) <= {"right", "404", "no connection"}
@@ -107,8 +107,8 @@ def test_the_image_says_what_it_is_and_on_a_cpu_stays_small() -> None:
     assert cuda.strip() != "None" or size < 1.7e9
 
 
-def _load_until_a_signal_ends(running: Container) -> tuple[list[str], list[str]]:
-    """The outcomes of what was sent before the signal, and of what was sent after it."""
+def load_until_it_ends(running: Container, *stop: str) -> tuple[list[str], list[str]]:
+    """The outcomes of what was sent before podman was told to stop it, with these words, and of what was sent after."""
     command = [*PODMAN, "exec", "--interactive", running.name, "python", "-c", LOAD]
     lines: list[str] = []
     signalled = 0
@@ -118,9 +118,11 @@ def _load_until_a_signal_ends(running: Container) -> tuple[list[str], list[str]]
             lines.append(line.strip())
             if len(lines) == 1000:
                 assert "Z" not in running.processes().values()
-                podman("kill", "--signal", "TERM", running.name)
+                stopping = subprocess.Popen([*PODMAN, *stop], stdout=subprocess.DEVNULL)
                 # What was written while the signal was on its way counts as sent after it.
                 signalled = len(lines)
+    assert signalled, "it ended by itself"
+    assert stopping.wait(60) == 0
     wait_for(lambda: running.state("Running") == "false", 60)
     outcomes = {number: outcome for number, _, outcome in (line.partition(" ") for line in lines) if number != "sent"}
     sent = [line.split()[1] for line in lines if line.startswith("sent")]

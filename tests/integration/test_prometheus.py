@@ -1,4 +1,4 @@
-"""Alerts and dashboard ask for what the service really measures, and a real Prometheus understands them."""
+"""Alerts, dashboard and scaling ask for what the service really measures, and a real Prometheus understands them."""
 
 import contextlib
 import json
@@ -22,11 +22,19 @@ from tests.ports import unused_port
 PROMETHEUS = REPOSITORY / "configs" / "prometheus"
 ALERTS = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"][0]["rules"]
 DASHBOARD = json.loads((REPOSITORY / "configs" / "grafana" / "dashboard.json").read_text())
-# What Grafana fills in when all replicas are shown.
-VARIABLES = {"$__rate_interval": "1m", "$job": ".*", "$instance": ".*"}
+COMPONENTS = REPOSITORY / "configs" / "kubernetes" / "components"
+# What Grafana fills in when all replicas are shown, and what prometheus-adapter does when asked for a pod's metric.
+VARIABLES = {
+    "$__rate_interval": "1m",
+    "$job": ".*",
+    "$instance": ".*",
+    "<<.GroupBy>>": "pod",
+    "<<.LabelMatchers>>": 'namespace="embed",pod=~"embed-.*"',
+}
 # Not to be had from a service on a CPU; its scrape announces it all the same.
 ONLY_ON_CUDA = "embed_encoder_memory_bytes"
 LABELS_OF_PROMETHEUS = {"job": "image-embedding", "instance": "127.0.0.1:8002"}
+LABELS_OF_A_POD_MONITOR = {"namespace": "embed", "pod": "embed-0"}
 needs_prometheus = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")), reason="needs prometheus and promtool on the PATH"
 )
@@ -58,7 +66,19 @@ def _expressions() -> dict[str, str]:
     return found
 
 
-EXPRESSIONS = _expressions()
+def _scaling_expressions() -> dict[str, str]:
+    """Those by which KEDA and prometheus-adapter scale, also by where they stand."""
+    keda = yaml.safe_load((COMPONENTS / "keda" / "scaled-object.yaml").read_text())["spec"]["triggers"]
+    adapter = yaml.safe_load((COMPONENTS / "hpa" / "prometheus-adapter.yaml").read_text())["rules"]["custom"]
+    found = {f"keda {index}": trigger["metadata"]["query"] for index, trigger in enumerate(keda)}
+    for rule in adapter:
+        found[f"adapter's series of {rule['name']['as']}"] = rule["seriesQuery"]
+        found[f"adapter's {rule['name']['as']}"] = _filled_in(rule["metricsQuery"])
+    return found
+
+
+SCALING = _scaling_expressions()
+EXPRESSIONS = {**_expressions(), **SCALING}
 
 
 def _read(scrape: str) -> list[Series]:
@@ -114,6 +134,8 @@ def _problem(expression: str, series: list[Series]) -> str | None:
 
 @pytest.mark.parametrize("where", EXPRESSIONS)
 def test_each_expression_asks_for_series_that_the_service_has(where: str, series: list[Series]) -> None:
+    if where in SCALING:
+        series = [Series(name, {**labels, **LABELS_OF_A_POD_MONITOR}) for name, labels in series]
     assert _problem(EXPRESSIONS[where], series) is None
 
 
@@ -174,7 +196,8 @@ def ask(running: ServiceProcess, series: list[Series], tmp_path_factory: pytest.
     folder = tmp_path_factory.mktemp("prometheus")
     shutil.copy(PROMETHEUS / "alerts.yml", folder)
     text = (PROMETHEUS / "prometheus.yml").read_text().replace("15s", "1s")
-    (folder / "prometheus.yml").write_text(text.replace("127.0.0.1:8002", f"127.0.0.1:{running.metrics_port}"))
+    target = f'"127.0.0.1:{running.metrics_port}"]\n        labels: {json.dumps(LABELS_OF_A_POD_MONITOR)}'
+    (folder / "prometheus.yml").write_text(text.replace('"127.0.0.1:8002"]', target))
     port = unused_port()
     command = ["prometheus", "--config.file=prometheus.yml", "--storage.tsdb.path=data", "--log.level=warn"]
 
@@ -202,6 +225,8 @@ def test_prometheus_evaluates_each_expression(where: str, ask: Ask) -> None:
     result = ask("query", query=EXPRESSIONS[where])["result"]
     if where not in {rule["alert"] for rule in ALERTS}:
         assert result or ONLY_ON_CUDA in EXPRESSIONS[where]
+    if where.startswith("keda"):
+        assert len(result) == 1  # KEDA refuses more
 
 
 @needs_prometheus
