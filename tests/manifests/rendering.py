@@ -17,7 +17,7 @@ KUBERNETES = CONFIGS / "kubernetes"
 # All of these are below configs/.
 OVERLAYS = sorted(f"kubernetes/overlays/{path.name}" for path in (KUBERNETES / "overlays").iterdir())
 # Together they are all components; both scalers at once would be a mistake.
-COMPONENTS = [("keda", "pod-monitor"), ("hpa", "pod-monitor")]
+COMPONENTS = [("keda", "pod-monitor", "access-token"), ("hpa", "pod-monitor")]
 KSERVE = "kserve"
 WEIGHTS = "kubernetes/weights"
 NVIDIA = "kubernetes/overlays/nvidia"

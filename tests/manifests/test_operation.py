@@ -190,6 +190,17 @@ def test_the_pod_monitors_job_is_the_one_that_the_alerts_ask_for() -> None:
     assert {endpoint["port"] for endpoint in monitor["podMetricsEndpoints"]} <= opened
 
 
+def test_the_token_is_where_the_service_and_prometheus_look_for_it() -> None:
+    manifests = render(NVIDIA, *COMPONENTS[0])
+    spec = pod_spec(only(manifests, "Deployment"))
+    (given,) = spec["containers"]
+    (path,) = (each["value"] for each in given["env"] if each["name"] == "SERVICE_ACCESS_TOKEN_FILE")
+    (mount,) = (each for each in given["volumeMounts"] if each["mountPath"] == path.rpartition("/")[0])
+    (secret,) = (each["secret"]["secretName"] for each in spec["volumes"] if each["name"] == mount["name"])
+    (endpoint,) = only(manifests, "PodMonitor")["spec"]["podMetricsEndpoints"]
+    assert endpoint["authorization"] == {"credentials": {"name": secret, "key": path.rpartition("/")[2]}}
+
+
 def test_an_inference_service_runs_on_the_serving_runtime() -> None:
     runtime, service = (only(render(KSERVE), kind) for kind in ("ServingRuntime", "InferenceService"))
     model = service["spec"]["predictor"]["model"]

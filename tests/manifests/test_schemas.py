@@ -8,6 +8,7 @@ import pytest
 from tests.manifests.rendering import (
     COMPONENTS,
     KSERVE,
+    KUBERNETES,
     NVIDIA,
     OVERLAYS,
     WEIGHTS,
@@ -36,6 +37,11 @@ def test_each_object_passes(folder: str, version: str) -> None:
 def test_each_object_passes_with_components(overlay: str, components: tuple[str, ...]) -> None:
     manifests = render(overlay, *components)
     assert [refusal(manifest) for manifest in manifests] == [None] * len(manifests)
+
+
+def test_no_component_is_left_out() -> None:
+    folders = {path.name for path in (KUBERNETES / "components").iterdir()}
+    assert {name for components in COMPONENTS for name in components} == folders
 
 
 def test_each_broken_copy_is_refused() -> None:
