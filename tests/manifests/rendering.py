@@ -33,12 +33,13 @@ def render(folder: str, *components: str) -> list[Manifest]:
     if not components:
         return _kustomize(CONFIGS / folder)
     with TemporaryDirectory() as site:
-        resources = [os.path.relpath(CONFIGS / folder, site)]
-        paths = [os.path.relpath(KUBERNETES / "components" / name, site) for name in components]
-        kind = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
-        (Path(site) / "kustomization.yaml").write_text(
-            yaml.safe_dump({**kind, "resources": resources, "components": paths})
-        )
+        joined = {
+            "apiVersion": "kustomize.config.k8s.io/v1beta1",
+            "kind": "Kustomization",
+            "resources": [os.path.relpath(CONFIGS / folder, site)],
+            "components": [os.path.relpath(KUBERNETES / "components" / name, site) for name in components],
+        }
+        (Path(site) / "kustomization.yaml").write_text(yaml.safe_dump(joined))
         return _kustomize(Path(site))
 
 
