@@ -12,6 +12,7 @@ from perf.bench import Bench
 from perf.load.client import OwnClient
 from perf.load.perf_analyzer import PerfAnalyzer, find_perf_analyzer
 from perf.load.protocols import Target
+from perf.replicas import row as replicas
 from perf.report import write_readme, write_report
 from perf.results import FOLDER, Results, Row, conditions, results_of_this_machine
 from perf.rows import ROWS
@@ -22,6 +23,12 @@ from service.errors import StartupFault
 # Python takes half a millisecond a request, so a large machine needs more than one process to be put under load.
 _CORES_A_CLIENT = 4
 _MOST_CLIENTS = 8
+# What is in the report once it has been measured, by a command of its own.
+_BESIDES = {
+    "soak": (soak.TITLE, soak.WHAT),
+    "replicas": (replicas.TITLE, replicas.WHAT),
+    "peers": (peers.TITLE, peers.WHAT),
+}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -81,6 +88,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser, Collec
     )
     run.add_argument("rows", nargs="*", metavar="ROW", help="the rows to measure (default: all)")
     soak.add_arguments(commands.add_parser("soak", parents=[common], help="watch the service under load for minutes"))
+    commands.add_parser("replicas", parents=[common], help="restart and kill replicas behind a proxy, as root")
     load = commands.add_parser("load", parents=[common, rounds], help="put any endpoints under load, side by side")
     peers.add_arguments(load)
     commands.add_parser("report", parents=[common], help="write the report again from the results")
@@ -105,6 +113,8 @@ def _bench(options: argparse.Namespace) -> Iterator[Bench]:
 def _measurements(options: argparse.Namespace, bench: Bench) -> dict[str, Callable[[], Findings]]:
     if options.command == "soak":
         return {"soak": partial(soak.soak, bench, options.minutes)}
+    if options.command == "replicas":
+        return {"replicas": partial(replicas.replicas, bench)}
     if options.command == "load":
         single = [Target(options.label, options.protocol, options.url, options.model)] if options.url else []
         targets = single + options.target
@@ -115,7 +125,7 @@ def _measurements(options: argparse.Namespace, bench: Bench) -> dict[str, Callab
 
 
 def _measure(measure: Callable[[], Findings], options: argparse.Namespace) -> Row:
-    length = ("minutes",) if options.command == "soak" else ("rounds", "seconds", "client")
+    length = {"soak": ("minutes",), "replicas": ()}.get(options.command, ("rounds", "seconds", "client"))
     before = conditions(**{key: getattr(options, key) for key in (*length, "device")})
     try:
         return Row(before, measure())
@@ -127,10 +137,7 @@ def _measure(measure: Callable[[], Findings], options: argparse.Namespace) -> Ro
 
 def _report(results: Results, folder: Path) -> None:
     titles = {name: (kind.title, kind.what) for name, kind in ROWS.items()}
-    if "soak" in results.rows:
-        titles["soak"] = (soak.TITLE, soak.WHAT)
-    if "peers" in results.rows:
-        titles["peers"] = (peers.TITLE, peers.WHAT)
+    titles.update({name: title for name, title in _BESIDES.items() if name in results.rows})
     path = write_report(results, folder, titles)
     if folder.resolve() == FOLDER:
         write_readme(folder, titles)

@@ -1,4 +1,4 @@
-"""The service as a process of its own on free ports: started, read and ended."""
+"""The service as a process of its own on ports of its own: started, read, ended and killed."""
 
 import contextlib
 import json
@@ -9,17 +9,19 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 import psutil
 
+from perf.hosts import Host
 from perf.load.protocols import Target
 from perf.machine import REPOSITORY
 from perf.samples import NotMeasured
 from perf.vitals import Vitals, vitals
-from service.ports import free_ports
 
 _START_SECONDS = 600.0
 _STOP_SECONDS = 90.0
@@ -46,19 +48,36 @@ class Statistics:
 
 
 class Service:
-    """One `python -m service`, ready inside `with`, gone after it."""
+    """One `python -m service`, ready inside `with`, gone after it; it can be ended and started again meanwhile."""
 
-    def __init__(self, *arguments: str) -> None:
-        self._ports = free_ports(3)
+    def __init__(self, *arguments: str, host: Host | None = None) -> None:
+        self.host = host or Host()
+        self._ports = self.host.ports()
         options = ("--http-port", "--grpc-port", "--metrics-port")
         ports = [text for option, port in zip(options, self._ports, strict=True) for text in (option, str(port))]
-        self._command = [sys.executable, "-m", "service", "--log-level", "warning", *ports, *arguments]
+        words = ("--log-level", "warning", "--host", self.host.address, *ports, *arguments)
+        self._command = self.host.command(sys.executable, "-m", "service", *words)
 
     def __enter__(self) -> "Service":
+        self.start()
+        try:
+            self.wait_until_ready()
+        except BaseException:
+            self.end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def start(self) -> None:
+        """Start it; it is not there yet."""
         # A short path: sockets are made below it, and theirs have a hundred characters to spend.
         self._folder = tempfile.TemporaryDirectory(prefix="perf-")
         self._log = Path(self._folder.name) / "log"
-        started = time.perf_counter()
+        self._started = time.perf_counter()
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 self._command,
@@ -69,25 +88,43 @@ class Service:
                 # Ctrl-C is for us, who then end the service in order.
                 start_new_session=True,
             )
-        try:
-            self._wait_until_answered(0, "/v2/health/ready")
-            self.start_seconds = time.perf_counter() - started
-            # Triton opens its metrics after its other ports.
-            self._wait_until_answered(2, "/metrics")
-        except BaseException:
-            self._end()
-            raise
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._end()
+    def wait_until_ready(self) -> None:
+        """Wait until clients are answered.
+
+        Raises:
+            NotMeasured: it has ended instead.
+        """
+        self._wait_until_answered(0, "/v2/health/ready")
+        self.start_seconds = time.perf_counter() - self._started
+        # Triton opens its metrics after its other ports.
+        self._wait_until_answered(2, "/metrics")
+
+    def end(self) -> int:
+        """End it in order, with all its processes; its exit code."""
+        if self._process.poll() is None:
+            others = self._family()[1:]
+            self._process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_STOP_SECONDS)
+            self._process.kill()
+            self._wait_for_the_end_of(others)
+        self._folder.cleanup()
+        return self._process.wait()
+
+    def kill(self) -> None:
+        """Kill the service's own process, and wait until the others have noticed and ended."""
+        others = self._family()[1:]
+        self._process.kill()
+        self._wait_for_the_end_of(others)
+        self._process.wait()
+        self._folder.cleanup()
 
     def target(self, protocol: str) -> Target:
         """`embed_image` by the given protocol."""
         http, grpc, _ = self._ports
-        url = f"127.0.0.1:{grpc}" if protocol.startswith("kserve-grpc") else f"http://127.0.0.1:{http}"
+        address = self.host.address
+        url = f"{address}:{grpc}" if protocol.startswith("kserve-grpc") else f"http://{address}:{http}"
         return Target("service", protocol, url)
 
     def statistics(self) -> Statistics:
@@ -123,9 +160,8 @@ class Service:
         raise NotMeasured(f"the service, or a part of it, has ended: {self._last_line()}")
 
     def _get(self, port: int, path: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._ports[port]}{path}", timeout=60) as response:
-            text: str = response.read().decode()
-            return text
+        url = f"http://{self.host.address}:{self._ports[port]}{path}"
+        return self.host.call(partial(_read, url))
 
     def _wait_until_answered(self, port: int, path: str) -> None:
         deadline = time.perf_counter() + _START_SECONDS
@@ -144,13 +180,14 @@ class Service:
         parent = psutil.Process(self._process.pid)
         return [parent, *parent.children(recursive=True)]
 
-    def _end(self) -> None:
-        if self._process.poll() is None:
-            family = self._family()
-            self._process.send_signal(signal.SIGTERM)
-            _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
-            for each in alive:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    each.kill()
-            self._process.wait()
-        self._folder.cleanup()
+    def _wait_for_the_end_of(self, others: Sequence[psutil.Process]) -> None:
+        _, alive = psutil.wait_procs(others, timeout=_STOP_SECONDS)
+        for each in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+
+
+def _read(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=60) as response:
+        text: str = response.read().decode()
+        return text

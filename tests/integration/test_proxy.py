@@ -2,10 +2,8 @@
 
 import gzip
 import json
-import shutil
 import socket
 import ssl
-import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,44 +14,25 @@ import requests
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
+from perf.replicas.proxy import Nginx, find_nginx
 from tests.images import sample
 from tests.integration.clients import RAW_HEADERS, Embeddings, base64_text, post_raw, read_raw_answer, triton_input
-from tests.integration.reference import REPOSITORY
-from tests.integration.service_process import ServiceProcess, wait_for
+from tests.integration.service_process import ServiceProcess
 from tests.ports import unused_port
 
-NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
+pytestmark = pytest.mark.skipif(find_nginx() is None, reason="nginx is not installed")
 
 INFER = "/v2/models/embed_image/infer"
 IMAGE = sample("jpeg_photo").data
 TOO_MUCH = 200 * 2**20
 
 
-class Proxy:
-    """nginx on a port of its own, with the documented file, in front of a service."""
+class Proxy(Nginx):
+    """The documented proxy on a port of its own, and what clients send to it."""
 
     def __init__(self, folder: Path, http_ports: Sequence[int], grpc_port: int) -> None:
-        self.port = unused_port()
-        self.certificate = folder / "certificate.pem"
-        command = (
-            "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
-            " -addext subjectAltName=DNS:localhost,IP:127.0.0.1 -keyout key.pem -out certificate.pem"
-        )
-        subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
-        text = (REPOSITORY / "configs" / "proxy" / "nginx.conf").read_text()
-        (back_end,) = (line for line in text.splitlines(keepends=True) if "8000" in line)
-        text = text.replace(back_end, "".join(back_end.replace("8000", str(port)) for port in http_ports))
-        text = text.replace("8001", str(grpc_port)).replace("8443", str(self.port))
-        (folder / "nginx.conf").write_text(text)
-        options = ["-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]
-        self.process = subprocess.Popen([str(NGINX), *options])
-        wait_for(self._listens, seconds=10)
-
-    def _listens(self) -> bool:
-        assert self.process.poll() is None, "nginx has ended"
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+        http = [f"127.0.0.1:{port}" for port in http_ports]
+        super().__init__(folder, http, [f"127.0.0.1:{grpc_port}"], unused_port())
 
     def send(self, path: str = INFER, body: bytes = b"", **headers: str) -> requests.Response:
         """A POST through TLS; an empty body makes it a GET."""
@@ -71,11 +50,6 @@ class Proxy:
         """gRPC through TLS."""
         credentials = grpc.ssl_channel_credentials(self.certificate.read_bytes())
         return tritonclient.grpc.InferenceServerClient(f"localhost:{self.port}", ssl=True, creds=credentials)
-
-    def stop(self) -> None:
-        """End nginx."""
-        self.process.terminate()
-        self.process.wait(30)
 
 
 @pytest.fixture(scope="module")
