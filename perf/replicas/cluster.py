@@ -1,6 +1,6 @@
 """Three replicas, each on a host of its own, a proxy in front of them on another, and hosts for clients.
 
-Comes in: a folder. Goes out: all of it ready, and how many images each replica has answered in all its lives.
+Comes in: a device. Goes out: all of it ready, and how many images each replica has answered in all its lives.
 """
 
 import contextlib
@@ -24,12 +24,12 @@ SCHEMES = ("https", "grpcs")
 
 _REPLICAS = ("replica-1", "replica-2", "replica-3")
 _PORT = 8443
-_ARGUMENTS = ("--dtype=float32", "--lanes=2", "--cpu-threads=1", "--shutdown-grace-s=2")
+_ARGUMENTS = ("--dtype=float32", "--lanes=2", "--cpu-threads=1", "--shutdown-grace-s=1")
 _ANSWERED = re.compile(r'^embed_images_total\{code="ok"\} (\S+)', re.MULTILINE)
 
 
 class Replica:
-    """A replica, and the images that it has answered so far, in all its lives."""
+    """A replica, and the images that it has answered so far, its own canaries among them, in all its lives."""
 
     def __init__(self, device: str, host: Host) -> None:
         self.service = Service("--device", device, *_ARGUMENTS, host=host)
@@ -93,9 +93,9 @@ def cluster(device: str) -> Iterator[Cluster]:
         for replica in replicas:
             replica.service.wait_until_ready()
         addresses = [replica.service.host.address for replica in replicas]
-        http, grpc = ([f"{address}:{port}" for address in addresses] for port in (8000, 8001))
-        proxy = Nginx(folder, http, grpc, _PORT, hosts["proxy"])
+        over_http, over_grpc = ([f"{address}:{port}" for address in addresses] for port in (8000, 8001))
+        proxy = Nginx(folder, over_http, over_grpc, _PORT, hosts["proxy"])
         stack.callback(proxy.stop)
         clients = {scheme: hosts[scheme] for scheme in SCHEMES}
-        pictures = draw_pictures(Path(tempfile.mkdtemp(dir=folder)), clients[SCHEMES[0]], f"http://{http[0]}")
+        pictures = draw_pictures(Path(tempfile.mkdtemp(dir=folder)), clients[SCHEMES[0]], f"http://{over_http[0]}")
         yield Cluster(replicas, proxy, clients, pictures, folder)

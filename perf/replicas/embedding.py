@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from perf.hosts import Host
 from perf.machine import REPOSITORY
+from perf.samples import NotMeasured
 from service.demo.drawings import COLOURS, SHAPES, draw
 
 Embeddings = npt.NDArray[np.float32]
@@ -105,14 +106,25 @@ class Embedding:
         ids, rows = (_ids(self._out), np.load(self._out)) if self._out.exists() else ([], self._pictures.embeddings[:0])
         numbers = [int(Path(name).stem) for name in ids]
         once = sum(count == 1 for count in Counter(numbers).values())
-        said = self._log.read_text().strip().split("\n")[-1]
         wrong = _count_wrong(rows, self._pictures.embeddings[np.array(numbers, int) % len(self._pictures.paths)])
-        return Account(self._process.returncode, self.given, self.given - once, wrong, said)
+        return Account(self._process.returncode, self.given, self.given - once, wrong, self._said())
+
+    def insist(self) -> None:
+        """It is to go on.
+
+        Raises:
+            NotMeasured: it has ended.
+        """
+        if self._process.poll() is not None:
+            raise NotMeasured(f"a client ended with exit code {self._process.returncode}: {self._said()}")
 
     def stop(self) -> None:
         """The last resort: end the client where it is."""
         self._process.kill()
         self._process.communicate()
+
+    def _said(self) -> str:
+        return self._log.read_text().strip().split("\n")[-1]
 
 
 def _client(source: str, url: str, out: Path) -> Sequence[str]:

@@ -58,7 +58,7 @@ def rolling_restart_and_a_kill(cluster: Cluster, schemes: Sequence[str], ahead: 
     """
     with contextlib.ExitStack() as stack:
         clients = {scheme: stack.enter_context(cluster.client(scheme)) for scheme in schemes}
-        phases = _Phases(cluster)
+        phases = _Phases(cluster, list(clients.values()))
         with _fed(cluster, list(clients.values()), ahead):
             with phases.phase("all three"):
                 phases.wait_for(least_images)
@@ -82,9 +82,10 @@ def rolling_restart_and_a_kill(cluster: Cluster, schemes: Sequence[str], ahead: 
 class _Phases:
     """Counts what is answered from phase to phase."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, clients: Sequence[Embedding]) -> None:
         self.all: list[Phase] = []
         self._cluster = cluster
+        self._clients = clients
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -95,9 +96,15 @@ class _Phases:
         self.all.append(Phase(name, time.monotonic() - started, images))
 
     def wait_for(self, images: int) -> None:
-        """Until so many more are answered."""
+        """Until so many more are answered.
+
+        Raises:
+            NotMeasured: they are not, or a client has ended.
+        """
         goal, deadline = sum(self._answered()) + images, time.monotonic() + _PATIENCE_SECONDS
         while sum(self._answered()) < goal:
+            for client in self._clients:
+                client.insist()
             if time.monotonic() > deadline:
                 raise NotMeasured(f"{images} images were not answered in {_PATIENCE_SECONDS:g} s")
             time.sleep(_LOOK_SECONDS)
@@ -113,7 +120,7 @@ def _fed(cluster: Cluster, clients: Sequence[Embedding], ahead: int) -> Iterator
     before = sum(replica.answered() for replica in cluster.replicas)
 
     def feed() -> None:
-        with contextlib.suppress(BrokenPipeError):  # the client's account says why it has ended
+        with contextlib.suppress(BrokenPipeError):  # a client has ended, which is told where it is waited for
             while not over.wait(_LOOK_SECONDS):
                 answered = sum(replica.answered() for replica in cluster.replicas) - before
                 for client in clients:

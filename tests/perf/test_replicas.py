@@ -15,8 +15,8 @@ from perf.replicas.proxy import find_nginx
 from tests.client.fake_service import FakeService
 
 # A light load, beside which a replica does not take long to start.
-AHEAD = 24
-IMAGES = 300
+AHEAD = 16
+IMAGES = 200
 
 
 @pytest.fixture
