@@ -86,6 +86,8 @@ def _reached(figure: Figure) -> str:
 
 
 def _spread(samples: Sequence[float]) -> str:
+    if len(samples) == 1:
+        return _number(samples[0])
     return f"{_number(statistics.median(samples))} ({_number(min(samples))} to {_number(max(samples))})"
 
 
