@@ -109,8 +109,8 @@ class Embedding:
         wrong = _count_wrong(rows, self._pictures.embeddings[np.array(numbers, int) % len(self._pictures.paths)])
         return Account(self._process.returncode, self.given, self.given - once, wrong, self._said())
 
-    def insist(self) -> None:
-        """It is to go on.
+    def check_alive(self) -> None:
+        """Whether it still runs.
 
         Raises:
             NotMeasured: it has ended.

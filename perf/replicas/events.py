@@ -104,7 +104,7 @@ class _Phases:
         goal, deadline = sum(self._answered()) + images, time.monotonic() + _PATIENCE_SECONDS
         while sum(self._answered()) < goal:
             for client in self._clients:
-                client.insist()
+                client.check_alive()
             if time.monotonic() > deadline:
                 raise NotMeasured(f"{images} images were not answered in {_PATIENCE_SECONDS:g} s")
             time.sleep(_LOOK_SECONDS)

@@ -1,4 +1,4 @@
-"""The service over gRPC: one connection, one image a call.
+"""The service over gRPC: one connection to each of its addresses, one image a call.
 
 Comes in: encoded images. Goes out: embeddings, or the exceptions of `transport`. It must not know of retries.
 """
@@ -35,13 +35,15 @@ _NO_TOKEN = "This protocol is restricted"
 _UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 # By itself gRPC waits for up to two minutes between attempts to connect again.
 _RECONNECT = [("grpc.initial_reconnect_backoff_ms", 500), ("grpc.max_reconnect_backoff_ms", 5000)]
+# Calls take turns over all addresses that a name has, such as those of a headless Service's pods.
+_BALANCED = [("grpc.lb_policy_name", "round_robin")]
 
 
 @contextlib.asynccontextmanager
 async def connect_grpc(url: str, model: str, access: Access, request_seconds: float) -> AsyncIterator["GrpcTransport"]:
     """A connection to `grpc://host:port`, or in TLS to `grpcs://host:port`."""
     scheme, _, target = url.rstrip("/").partition("://")
-    options = [*_UNLIMITED, *_RECONNECT]
+    options = [*_UNLIMITED, *_RECONNECT, *_BALANCED]
     if scheme == "grpcs":
         channel = grpc.aio.secure_channel(target, _tls(access), options=options)
     else:

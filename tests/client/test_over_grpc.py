@@ -1,0 +1,60 @@
+"""Over gRPC, calls are shared out over all addresses of a service."""
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from service.client.over_grpc import connect_grpc
+from service.client.transport import Access
+
+CALLS = 40
+
+
+class Replica(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """Answers every image with the same embedding, and counts."""
+
+    def __init__(self) -> None:
+        self.answered = 0
+
+    def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.answered += 1
+        return service_pb2.ModelInferResponse(raw_output_contents=[np.zeros(4, np.float32).tobytes()])
+
+
+@pytest.fixture
+def replicas() -> Iterator[dict[str, Replica]]:
+    """By their addresses."""
+    with ExitStack() as stack:
+        found = {}
+        for _ in range(2):
+            server, replica = grpc.server(stack.enter_context(ThreadPoolExecutor(4))), Replica()
+            service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(replica, server)
+            found[f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"] = replica
+            server.start()
+            stack.callback(_stop, server)
+        yield found
+
+
+def _stop(server: Any) -> None:
+    server.stop(None).wait()
+
+
+def test_replicas_behind_one_name_get_equal_shares(replicas: dict[str, Replica]) -> None:
+    async def embed() -> None:
+        # What a name with two addresses is resolved to.
+        async with connect_grpc(f"grpc://ipv4:{','.join(replicas)}", "embed_image", Access(), 60) as transport:
+            while not all(replica.answered for replica in replicas.values()):  # until both are connected
+                await transport.embed(b"image")
+            before = [replica.answered for replica in replicas.values()]
+            await asyncio.gather(*(transport.embed(b"image") for _ in range(CALLS)))
+            answered = [replica.answered for replica in replicas.values()]
+            assert [now - then for now, then in zip(answered, before, strict=True)] == [CALLS / 2] * 2
+
+    asyncio.run(asyncio.wait_for(embed(), 60))
