@@ -14,6 +14,10 @@ ALLOWED = {
         "settings", "assembly", "encoder", "pipeline", "endpoint", "pytriton_compat", "errors", "cores", "metrics",
         "ports", "access", "canary", "heartbeat", "local_client", "watchdog", "workspace", "__version__",
     },
+    "bulk": {
+        "bulk", "client", "settings", "assembly", "pipeline", "encoder", "errors", "cores", "environment", "logs",
+        "metrics",
+    },
     "assembly": {
         "settings", "checkpoint", "decode", "preprocess", "encoder", "pipeline", "errors", "cores", "cache", "canary",
         "metrics",

@@ -10,7 +10,6 @@ import contextlib
 import shlex
 import signal
 import sys
-from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,14 +17,14 @@ from urllib.parse import urlsplit
 from service.client.job import Job, Sending, Unreachable
 from service.client.over_http import connect_http
 from service.client.progress import Progress
-from service.client.results import CannotWrite, Origin, Outcomes, open_results
+from service.client.results import CannotWrite, Outcomes, open_results
 from service.client.retry import GaveUp, Patience, persist
+from service.client.rows import Origin, report
 from service.client.sources import Images
 from service.client.transport import Access, ImageFailed, Refused, Transport
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SCHEMES = ("http", "https", "grpc", "grpcs")
-_EXAMPLES_A_CODE = 3
 # A replica may be restarting, but who mistypes an address is not to wait for long.
 _FIRST_ANSWER = Patience(total=10.0, broken=10.0)
 
@@ -150,16 +149,8 @@ async def _run_until_signal(job: Job) -> int | None:
 def _report(out: Path, outcomes: Outcomes, progress: Progress, unlisted: Sequence[str]) -> None:
     rate = progress.done / progress.seconds
     _say(f"{out}: {outcomes.embedded:,} embeddings; in this run {progress.done:,} images, {rate:,.1f} a second")
-    by_code = defaultdict[str, list[str]](list)
-    for image_id, error in outcomes.errors.items():
-        code, _, message = error.partition(": ")
-        by_code[code].append(f"{image_id}: {message}")
-    if by_code:
-        _say(f"{len(outcomes.errors):,} failed, and are tried again with --retry-failed:")
-    for code, failed in sorted(by_code.items()):
-        _say(f"  {code}: {len(failed):,}")
-        for line in failed[:_EXAMPLES_A_CODE]:
-            _say(f"    {line}")
+    for line in report(outcomes.errors):
+        _say(line)
     for line in unlisted:
         _say(f"not listed: {line}")
 

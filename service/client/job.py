@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-
 from service.client.progress import Progress
-from service.client.results import PART_ROWS, Results, Row
+from service.client.results import PART_ROWS, Results
 from service.client.retry import GaveUp, Interrupted, Patience, persist
+from service.client.rows import Row, normalized
 from service.client.sources import Image, Images
-from service.client.transport import Embedding, ImageFailed, Refused, Served, Transport, TryAgain, failure
+from service.client.transport import ImageFailed, Refused, Served, Transport, TryAgain, failure
 
 # What a killed process loses is what was answered in these seconds.
 PART_SECONDS = 30.0
@@ -95,7 +94,7 @@ class Job:
             except Interrupted:
                 return
             self._rows.append(row)
-            self.progress.count(row.error is not None, self._images.total)
+            self.progress.count(1, int(row.error is not None), self._images.total)
             if len(self._rows) >= PART_ROWS:
                 await self._save()
 
@@ -111,7 +110,7 @@ class Job:
                 return Row(image.id, None, str(await self._blame(reason)))
         if embedding.size != self._served.dimension:
             raise Refused(f"an embedding has {embedding.size} dimensions instead of {self._served.dimension}")
-        return Row(image.id, _normalized(embedding) if self._sending.normalize else embedding, None)
+        return Row(image.id, normalized(embedding) if self._sending.normalize else embedding, None)
 
     async def _blame(self, reason: GaveUp) -> ImageFailed:
         """The image, when the service answers other questions.
@@ -133,9 +132,3 @@ class Job:
         async with self._saving:
             rows, self._rows = self._rows, []
             await asyncio.to_thread(self._results.write, rows)
-
-
-def _normalized(embedding: Embedding) -> Embedding:
-    """Divided by its L2 norm, as the service does it; float32 `[D]` both ways."""
-    normalized: Embedding = embedding / max(np.linalg.norm(embedding), np.finfo(np.float32).tiny)
-    return normalized

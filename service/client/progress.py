@@ -1,6 +1,6 @@
 """How far a run is, on stderr: a bar on a terminal, elsewhere a line every now and then.
 
-Comes in: one call an image. Goes out: rate and time left. It must not know what an image is.
+Comes in: what is done. Goes out: rate and time left. It must not know what an image is.
 """
 
 import os
@@ -29,14 +29,14 @@ class Progress:
         """Since the start."""
         return time.monotonic() - self._started
 
-    def count(self, failed: bool, total: int | None) -> None:
-        """One image more, of as many as are known."""
-        self.done += 1
+    def count(self, images: int, failed: int, total: int | None) -> None:
+        """So many images more, and of them so many failed; of as many as are known."""
+        self.done += images
         self.failed += failed
         self._bar.total = total
         if failed:
             self._bar.set_postfix(failed=self.failed, refresh=False)
-        self._bar.update()
+        self._bar.update(images)
 
     def line(self, total: int | None) -> None:
         """Where nobody watches: how far it is by now."""

@@ -5,8 +5,8 @@ must not know where rows come from.
 
 Rows are first written to numbered parquet files in `OUT.parts`, each whole or not at all, and put together at the end:
 a parquet file without its end cannot be read, so one file that grows would be lost with its process. Parts can be read
-before the end: `pyarrow.parquet.read_table("OUT.parts")`. Of several rows with one id the latest counts. A row with an
-error has an embedding of NaNs. Beside a .npy the parts stay, for the next run to go on from.
+before the end: `pyarrow.parquet.read_table("OUT.parts")`. Of several rows with one id the latest counts. Beside a .npy
+the parts stay, for the next run to go on from.
 """
 
 import contextlib
@@ -14,50 +14,22 @@ import csv
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from service.client.transport import Embedding
+from service.client.rows import FORMAT, Origin, Row, schema_of, table_of
 
 PART_ROWS = 10_000
-# Embeddings do not compress.
-_FORMAT: Mapping[str, Any] = {"compression": "none", "use_dictionary": ["error"], "write_statistics": ["id"]}
 
 
 class CannotWrite(Exception):
     """The results cannot go where they should. `str(error)` is one line that says what to change."""
-
-
-class Row(NamedTuple):
-    """What came of an image: float32 `[D]`, or an error as `code: what is wrong`."""
-
-    id: str
-    embedding: Embedding | None
-    error: str | None
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What makes embeddings comparable; only rows of one origin go into one file."""
-
-    fingerprint: str
-    model: str
-    normalize: str
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name} {value or 'unknown'}" for name, value in asdict(self).items())
-
-    @classmethod
-    def of(cls, metadata: Mapping[bytes, bytes] | None) -> "Origin":
-        """The origin in a parquet file's metadata; empty where there is none."""
-        return cls(*((metadata or {}).get(name.encode(), b"").decode() for name in cls.__dataclass_fields__))
 
 
 class Outcomes(NamedTuple):
@@ -104,8 +76,7 @@ class Results:
         self._parts = parts
         self._is_npy = out.suffix == ".npy"
         self._dimension = dimension
-        columns = {"id": pa.string(), "embedding": pa.list_(pa.float32(), dimension), "error": pa.string()}
-        self._schema = pa.schema(columns, metadata=asdict(origin))
+        self._schema = schema_of(origin, dimension)
         self._check(origin)
         self._next_part = 1 + max((int(part.stem) for part in self._part_files()), default=-1)
 
@@ -117,10 +88,10 @@ class Results:
     def write(self, rows: Sequence[Row]) -> None:
         """A part of these rows; when it returns, they survive whatever happens."""
         if rows:
-            table = self._table(rows)
+            table = table_of(rows, self._schema)
             path = self._parts / f"{self._next_part:08d}.parquet"
             self._next_part += 1
-            _replace(path, lambda file: pq.write_table(table, file, **_FORMAT))
+            _replace(path, lambda file: pq.write_table(table, file, **FORMAT))
 
     def finish(self) -> Outcomes:
         """Put all rows together at `--out`."""
@@ -169,20 +140,13 @@ class Results:
                 for group in range(file.num_row_groups):
                     yield number, file.read_row_group(group, columns)
 
-    def _table(self, rows: Sequence[Row]) -> pa.Table:
-        # Not null: Arrow cannot read back a fixed-size list that is null.
-        nothing = np.full(self._dimension, np.nan, np.float32)
-        values = np.concatenate([nothing if row.embedding is None else row.embedding for row in rows])
-        vectors = pa.FixedSizeListArray.from_arrays(values, self._dimension)
-        return pa.table([[row.id for row in rows], vectors, [row.error for row in rows]], schema=self._schema)
-
     def _counting(self, outcomes: Outcomes) -> Iterator[pa.Table]:
         """The rows that count."""
         for number, table in self._tables():
             yield table.filter([outcomes.source_of[each] == number for each in table["id"].to_pylist()])
 
     def _write_parquet(self, file: IO[bytes], outcomes: Outcomes) -> None:
-        with pq.ParquetWriter(file, self._schema, **_FORMAT) as writer:
+        with pq.ParquetWriter(file, self._schema, **FORMAT) as writer:
             for table in _of_one_size(self._counting(outcomes)):
                 writer.write_table(table)
 

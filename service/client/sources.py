@@ -17,7 +17,7 @@ from queue import SimpleQueue
 from typing import NamedTuple
 
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
-_SUFFIXES = (*_JPEG, ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif")
+SUFFIXES = (*_JPEG, ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif")
 
 
 class Image(NamedTuple):
@@ -93,25 +93,29 @@ class Images:
             with open(sys.stdin.fileno(), errors="surrogateescape", newline="\n", closefd=False) as lines:
                 yield from filter(None, (line.rstrip("\r\n") for line in lines))
         elif self._folder:
-            yield from self._walk("")
+            yield from walk(self._folder, self.unlisted)
         else:
             yield from (name for name in glob.iglob(self._source, recursive=True) if not os.path.isdir(name))
 
-    def _walk(self, below: str) -> Iterator[str]:
-        """Names of images relative to the folder; links to files are followed, links to folders are not."""
-        folders = []
-        try:
-            with os.scandir(os.path.join(self._folder, below)) as entries:
-                for entry in entries:
-                    name = os.path.join(below, entry.name)
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(name)
-                    elif entry.name.lower().endswith(_SUFFIXES):
-                        yield name
-        except OSError as error:
-            self.unlisted.append(f"{Path(self._folder, below)}: {error.strerror}")
-        for folder in folders:
-            yield from self._walk(folder)
+
+def walk(folder: str, unlisted: list[str], below: str = "") -> Iterator[str]:
+    """Names of the images `below` a folder, relative to it; links to files are followed, links to folders are not.
+
+    Folders that cannot be listed join `unlisted`, each with the reason.
+    """
+    folders = []
+    try:
+        with os.scandir(os.path.join(folder, below)) as entries:
+            for entry in entries:
+                name = os.path.join(below, entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(name)
+                elif entry.name.lower().endswith(SUFFIXES):
+                    yield name
+    except OSError as error:
+        unlisted.append(f"{Path(folder, below)}: {error.strerror}")
+    for each in folders:
+        yield from walk(folder, unlisted, each)
 
 
 def id_of(name: str) -> str:

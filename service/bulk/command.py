@@ -1,0 +1,149 @@
+"""The command line: arguments -> a run, its report, and an exit code that tells.
+
+Comes in: words. Goes out: 0 when all is embedded, 1 when some images failed, 2 when the command cannot be carried out
+as it stands, 3 when the workers cannot go on, 128 and the signal's number after SIGINT or SIGTERM.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import pyarrow as pa
+
+from service.bulk.folder import Busy, Folder
+from service.bulk.plan import Chunk, Mismatch, Plan, errors_of
+from service.bulk.strikes import Strikes
+from service.client.progress import Progress
+from service.client.rows import Origin, report
+from service.errors import StartupFault
+from service.settings import Settings, load_settings
+
+_SETTINGS = "All settings of the service that change embeddings or their speed can follow: python -m service --help."
+
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # to its makers
+    "RAY_DATA_LOG_LEVEL": "ERROR",  # what it tells of progress is told better here
+}
+_LINE_SECONDS = 30.0
+
+
+class NothingToDo(Exception):
+    """The source holds no image."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Carry out the command; returns the exit code, and raises SystemExit for words that make no sense."""
+    options, rest = _parse(arguments)
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from ray.exceptions import RayError  # only now: it takes a second, and reads the environment
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _embed(options, _settings(rest))
+    except (StartupFault, Mismatch, Busy, NothingToDo, OSError, pa.ArrowException) as error:
+        return _complain(error, 2)
+    except RayError as error:
+        return _complain(error, 3)
+    except KeyboardInterrupt as interrupt:
+        _say("stopped; all parts that are done are kept. To go on:")
+        _say(f"  python -m service.bulk {shlex.join(arguments)}")
+        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+
+
+def _interrupt(number: int, _: object) -> NoReturn:
+    raise KeyboardInterrupt(number)
+
+
+def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="python -m service.bulk",
+        description="Embed a lake of images, and go on where an earlier run with the same --out has ended.",
+        epilog=_SETTINGS,
+        allow_abbrev=False,
+    )
+    option = parser.add_argument
+    option("source", metavar="SOURCE", help="a folder with all below it, or its URI: s3://, gs://, abfs://, file://")
+    option("--out", required=True, metavar="FOLDER", help="folder or URI that gets the Parquet files")
+    option("--address", default="local", help="of a running Ray cluster, or auto (default: this machine by itself)")
+    option("--worker-cpus", type=int, default=0, metavar="N", help="cores a worker (default: a GPU's share, or all)")
+    option("--part-rows", type=int, default=1000, metavar="N", help="images a file (default: 1000)")
+    option("--retry-failed", action="store_true", help="try again what failed in earlier runs")
+    options, rest = parser.parse_known_args(arguments)
+    if options.worker_cpus < 0 or options.part_rows < 1:
+        parser.error("--worker-cpus and --part-rows are whole numbers above 0")
+    return options, rest
+
+
+def _settings(rest: Sequence[str]) -> Settings:
+    """The service's settings, for workers that start elsewhere."""
+    settings = load_settings(rest)
+    if "," in settings.device:
+        raise StartupFault("--device: workers are dealt GPUs by Ray; it is auto, cpu or cuda here")
+    folder = Path(settings.checkpoint)
+    return settings.model_copy(update={"checkpoint": str(folder.absolute())}) if folder.is_dir() else settings
+
+
+def _embed(options: argparse.Namespace, settings: Settings) -> int:
+    from service.bulk.cluster import ask, cluster, divide, work
+    from service.bulk.worker import Site
+
+    source, out, unlisted = Folder.at(options.source), Folder.at(options.out), list[str]()
+    with out.for_one_run(), cluster(options.address):
+        shares = divide(settings.device, options.worker_cpus)
+        settings = settings.model_copy(update={"device": "cuda" if shares.gpus else "cpu"})
+        facts = ask(settings, shares)
+        site = Site(source, out, Origin(facts.fingerprint, "embed_image", str(settings.default_normalize)))
+        plan = Plan(out, source.path, site.origin)
+        plan.extend(source.images(unlisted), options.part_rows)
+        if not plan.chunks:
+            raise NothingToDo("; ".join(unlisted) or f"there are no images in {options.source}")
+        Strikes(out).forget()
+        todo = _to_do(plan, options.retry_failed)
+        answers = work(todo, options.retry_failed, settings, shares, facts.lanes, site) if todo else ()
+        progress = _follow(answers, sum(chunk.images for chunk in todo))
+        return _report(options.out, out, plan, progress, unlisted)
+
+
+def _to_do(plan: Plan, retry_failed: bool) -> list[Chunk]:
+    done = {chunk for chunk, failed in plan.failed().items() if not (failed and retry_failed)}
+    if done:
+        _say(f"left out, as done in earlier runs: {sum(chunk.images for chunk in done):,} images")
+    return [chunk for chunk in plan.chunks if chunk not in done]
+
+
+def _follow(answers: Iterable[Mapping[str, int]], total: int) -> Progress:
+    """Show how far it is: a bar on a terminal, elsewhere a line now and then."""
+    progress, next_line = Progress(), _LINE_SECONDS
+    for answer in answers:
+        progress.count(answer["images"], answer["failed"], total)
+        if progress.seconds >= next_line:
+            progress.line(total)
+            next_line = progress.seconds + _LINE_SECONDS
+    progress.close()
+    return progress
+
+
+def _report(where: str, out: Folder, plan: Plan, progress: Progress, unlisted: Sequence[str]) -> int:
+    failed, planned = plan.failed(), sum(chunk.images for chunk in plan.chunks)
+    embedded, rate = planned - sum(failed.values()), progress.done / progress.seconds
+    _say(f"{where}: {embedded:,} embeddings; in this run {progress.done:,} images, {rate:,.1f} a second")
+    for line in report(errors_of(out, [chunk for chunk, count in failed.items() if count])):
+        _say(line)
+    for line in unlisted:
+        _say(f"not listed: {line}")
+    return 1 if embedded < planned or unlisted else 0
+
+
+def _complain(error: object, exit_code: int) -> int:
+    _say(f"error: {error}")
+    return exit_code
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

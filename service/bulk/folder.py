@@ -1,0 +1,152 @@
+"""A folder of this machine or of an object store, by one interface: list images, read files, keep Parquet.
+
+Comes in: a path, or a URI that Arrow knows (`s3://`, `gs://`, `abfs://`, `hdfs://`, `file://`). Goes out: names, bytes
+and tables. It must not know what is in them.
+"""
+
+import contextlib
+import fcntl
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from service.client.sources import SUFFIXES, walk
+
+
+class Busy(Exception):
+    """Another run writes into the folder."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A place in a file system; it can be sent to other processes, which find credentials where they are.
+
+    Attributes:
+        filesystem: of Arrow.
+        path: in it, without a slash at the end.
+    """
+
+    filesystem: pa.fs.FileSystem
+    path: str
+
+    @classmethod
+    def at(cls, where: str) -> "Folder":
+        """A folder by its path or URI, which need not be there.
+
+        Raises:
+            OSError, ArrowException: it is no such URI, or its store cannot be reached.
+        """
+        filesystem, path = pa.fs.FileSystem.from_uri(where if "://" in where else os.path.abspath(where))
+        return cls(filesystem, path.rstrip("/"))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is in this machine's own file system."""
+        return isinstance(self.filesystem, pa.fs.LocalFileSystem)
+
+    def below(self, name: str) -> "Folder":
+        """A folder in this one."""
+        return Folder(self.filesystem, f"{self.path}/{name}")
+
+    def images(self, unlisted: list[str]) -> Iterator[str]:
+        """Names of all images below, relative to the folder; of folders that cannot be listed the reasons.
+
+        Raises:
+            OSError: an object store cannot be listed.
+        """
+        if self.is_local:
+            yield from walk(self.path, unlisted)  # as the client: a link is no folder, and names are bytes
+            return
+        for info in self.filesystem.get_file_info(pa.fs.FileSelector(self.path, recursive=True)):
+            if info.is_file and info.path.lower().endswith(SUFFIXES):
+                yield info.path[len(self.path) + 1 :]
+
+    def names(self, start: str = "") -> list[str]:
+        """Names of the files right in the folder that start so, in order; none where there is no folder.
+
+        Raises:
+            OSError: it cannot be listed.
+        """
+        selector = pa.fs.FileSelector(self.path, allow_not_found=True)
+        names = (info.base_name for info in self.filesystem.get_file_info(selector) if info.is_file)
+        return sorted(name for name in names if name.startswith(start))
+
+    def tables(self) -> list[str]:
+        """Names of the Parquet files right in the folder, in order, without unfinished ones; raises as `names`."""
+        return [name for name in self.names() if name.endswith(".parquet")]
+
+    def touch(self, name: str) -> None:
+        """Have an empty file; raises OSError."""
+        self.filesystem.create_dir(self.path, recursive=True)
+        self.filesystem.open_output_stream(f"{self.path}/{name}").close()
+
+    def remove(self, name: str) -> None:
+        """Have a file no more; raises OSError."""
+        self.filesystem.delete_file(f"{self.path}/{name}")
+
+    def clear(self) -> None:
+        """Have no files right in the folder; raises OSError."""
+        for name in self.names():
+            self.remove(name)
+
+    def read(self, name: str, most: int) -> bytes:
+        """A file's first bytes, at most so many.
+
+        Raises:
+            OSError, ValueError: it cannot be read, or has a name that Arrow does not take.
+        """
+        with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
+            data: bytes = stream.read(most)
+            return data
+
+    def open_table(self, name: str) -> pq.ParquetFile:
+        """A Parquet file whose footer has been read.
+
+        Raises:
+            OSError, ArrowException: it cannot be read.
+        """
+        return pq.ParquetFile(self.filesystem.open_input_file(f"{self.path}/{name}"))
+
+    def write_table(self, name: str, table: pa.Table, **options: Any) -> None:
+        """A Parquet file that appears whole or not at all, also where two processes write it at the same time.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self.filesystem.create_dir(self.path, recursive=True)
+        # A name with a dot, which those who read all of a folder pass over.
+        unfinished = f"{self.path}/.{name}.{uuid.uuid4().hex}.unfinished"
+        pq.write_table(table, unfinished, filesystem=self.filesystem, **options)
+        self.filesystem.move(unfinished, f"{self.path}/{name}")
+
+    @contextlib.contextmanager
+    def for_one_run(self) -> Iterator[None]:
+        """Keep other runs of this machine out of a local folder; object stores have no locks.
+
+        Raises:
+            Busy: another run is in it.
+            OSError: it cannot be made.
+        """
+        self.filesystem.create_dir(self.path, recursive=True)
+        if not self.is_local:
+            yield
+            return
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process, however it ends
+            yield
+        except BlockingIOError as error:
+            raise Busy(f"another run is writing into {self.path}") from error
+        finally:
+            os.close(folder)
+
+
+def metadata_of(schema: pa.Schema) -> Mapping[str, str]:
+    """A table's own metadata as text, without Arrow's."""
+    return {name.decode(): value.decode() for name, value in (schema.metadata or {}).items()}

@@ -1,0 +1,157 @@
+"""One process of the job: a chunk of the plan in, its part written.
+
+Comes in: chunks, several at a time. Goes out: for each what came of it. It must not know who deals the chunks.
+"""
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyarrow as pa
+
+from service.bulk.folder import Folder
+from service.bulk.plan import Chunk, count_failed, names_of
+from service.bulk.strikes import Strikes
+from service.client.rows import FORMAT, Origin, Row, normalized, schema_of, table_of
+from service.client.sources import id_of
+from service.cores import Cores
+from service.errors import Fault, ServiceFailure
+from service.logs import configure_logging
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.bulk.embedder import Embedder
+
+# An object store takes a while to answer, but answers many questions at a time.
+_READERS = 64
+# Times that a chunk is begun and its worker dies, which may be for another reason, before it is a suspect.
+_STRIKES = 3
+
+
+class Facts(NamedTuple):
+    """What a worker says of itself: the fingerprint, D, and how many chunks at a time keep its device busy."""
+
+    fingerprint: str
+    dimension: int
+    lanes: int
+
+
+class Site(NamedTuple):
+    """Where the images are, and where their embeddings go, all of one origin."""
+
+    source: Folder
+    out: Folder
+    origin: Origin
+
+
+def introduce(settings: Settings, cpus: int) -> Facts:
+    """What a worker with these settings would be; raises StartupFault if it could not be one."""
+    embedder = _build(settings, cpus)
+    return Facts(embedder.fingerprint, embedder.dimension, embedder.lanes)
+
+
+class Worker:
+    """Embeds chunks. As many calls at a time as its device has lanes: one reads or decodes while another encodes."""
+
+    def __init__(self, settings: Settings, cpus: int, site: Site) -> None:
+        """Load the checkpoint.
+
+        Raises:
+            StartupFault: it cannot be loaded.
+            ServiceFailure: this machine's embeddings are others than the job's.
+        """
+        self._embedder = _build(settings, cpus)
+        if self._embedder.fingerprint != site.origin.fingerprint:
+            raise ServiceFailure(
+                f"the job's fingerprint is {site.origin.fingerprint}, here it is {self._embedder.fingerprint}: workers"
+                " have other devices or checkpoints; try another --dtype, or workers of one kind"
+            )
+        self._settings = settings
+        self._site = site
+        self._schema = schema_of(site.origin, self._embedder.dimension)
+        self._strikes = Strikes(site.out)
+        self._alone = threading.Lock()
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Write the part of the chunk in `item`; answers how many `images` it has and how many of them have `failed`.
+
+        A part that is there is left as it is, but for the images that have failed if `item["again"]` says so.
+        """
+        chunk = Chunk(item["plan"], item["group"], item["images"])
+        failed = count_failed(self._site.out, chunk)
+        if failed is None:
+            self._write(chunk, self._rows(chunk, names_of(self._site.out, chunk)))
+        elif failed and item["again"]:
+            self._write(chunk, self._rows_again(chunk))
+        return {"images": chunk.images, "failed": count_failed(self._site.out, chunk)}
+
+    def _write(self, chunk: Chunk, rows: pa.Table) -> None:
+        self._site.out.write_table(chunk.part, rows, **FORMAT)
+        self._strikes.end(chunk)
+
+    def _rows_again(self, chunk: Chunk) -> pa.Table:
+        """The part's rows, those that have an error embedded once more."""
+        with self._site.out.open_table(chunk.part) as part:
+            table = part.read()
+        # In the plan's order, as they were written.
+        failed = [error is not None for error in table["error"].to_pylist()]
+        names = [name for name, each in zip(names_of(self._site.out, chunk), failed, strict=True) if each]
+        sound = table.filter([not each for each in failed])
+        return pa.concat_tables([sound, self._rows(chunk, names)])
+
+    def _rows(self, chunk: Chunk, names: Sequence[str]) -> pa.Table:
+        suspect = self._strikes.begin(chunk) >= _STRIKES
+        rows = self._one_by_one(chunk, names) if suspect else self._in_batches(names)
+        return table_of(list(rows), self._schema)
+
+    def _one_by_one(self, chunk: Chunk, names: Sequence[str]) -> Iterator[Row]:
+        """Of all suspects one image at a time, so that it is known which one a worker dies of."""
+        deadly = self._strikes.images(chunk)
+        for number, name in enumerate(names):
+            if number in deadly:
+                yield Row(id_of(name), None, "worker_died: each time that this image was embedded, the process ended")
+                continue
+            with self._alone, self._strikes.image(chunk, number):
+                rows = list(self._embed([name], [self._read(name)]))
+            yield from rows
+
+    def _in_batches(self, names: Sequence[str]) -> Iterator[Row]:
+        """A batch is read while the one before it is embedded."""
+        size = self._settings.max_batch_size
+        batches = [names[start : start + size] for start in range(0, len(names), size)]
+        reading = self._read_all(batches[0])
+        for batch, following in zip(batches, [*batches[1:], []], strict=True):
+            images = [image.result() for image in reading]
+            reading = self._read_all(following)
+            yield from self._embed(batch, images)
+
+    def _read_all(self, names: Sequence[str]) -> list[Future[bytes | str]]:
+        return [self._readers.submit(self._read, name) for name in names]
+
+    def _read(self, name: str) -> bytes | str:
+        """A file's bytes, or the error that there are none. One byte too many is enough to be refused."""
+        try:
+            return self._site.source.read(name, self._settings.max_image_bytes + 1)
+        except (OSError, ValueError) as error:
+            number = getattr(error, "errno", None)
+            return f"unreadable: {os.strerror(number) if number else ' '.join(str(error).split())}"
+
+    def _embed(self, names: Sequence[str], images: Sequence[bytes | str]) -> Iterator[Row]:
+        outcomes = iter(self._embedder.embed([image for image in images if isinstance(image, bytes)]))
+        for name, image in zip(names, images, strict=True):
+            outcome = image if isinstance(image, str) else next(outcomes)
+            if isinstance(outcome, str | Fault):
+                yield Row(id_of(name), None, str(outcome))
+            else:
+                yield Row(id_of(name), normalized(outcome) if self._settings.default_normalize else outcome, None)
+
+
+def _build(settings: Settings, cpus: int) -> "Embedder":
+    configure_logging(settings.log_level, settings.log_format)
+    # Only now: the process that deals the chunks needs no torch, and a worker's environment is complete.
+    from service.bulk.embedder import Embedder
+
+    return Embedder(settings, Cores(settings.cpu_threads or cpus))

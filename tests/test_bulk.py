@@ -1,0 +1,211 @@
+"""The bulk job's rooms without Ray: what is planned and when, what a worker writes, and what it makes of failures."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+import pytest
+
+from service.bulk.embedder import Embedder
+from service.bulk.folder import Busy, Folder
+from service.bulk.plan import Mismatch, Plan
+from service.bulk.strikes import Strikes
+from service.bulk.worker import Site, Worker
+from service.client.rows import Origin
+from service.cores import Cores
+from service.demo.drawings import draw
+from service.encoder import Encoder
+from service.settings import load_settings
+from tests.images import sample
+
+SETTINGS = load_settings(["--dtype", "float32", "--max-batch-size", "4", "--max-image-bytes", "100000"])
+ORIGIN = Origin("0123456789abcdef", "embed_image", "False")
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Embedder:
+    return Embedder(SETTINGS, Cores())
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Path:
+    folder = tmp_path / "lake"
+    (folder / "sub").mkdir(parents=True)
+    for number in range(10):
+        draw(np.random.default_rng(number)).image.save(folder / ("sub" if number % 2 else "") / f"{number}.jpg")
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Folder:
+    return Folder.at(str(tmp_path / "out"))
+
+
+def _plan(lake: Path, out: Folder, origin: Origin = ORIGIN) -> Plan:
+    plan, source = Plan(out, str(lake), origin), Folder.at(str(lake))
+    plan.extend(source.images([]), part_rows=4)
+    return plan
+
+
+def _work(lake: Path, out: Folder, embedder: Embedder, again: bool = False) -> list[dict[str, Any]]:
+    """Embed all chunks with a worker of its own, as Ray would deal them."""
+    origin = Origin(embedder.fingerprint, "embed_image", "False")
+    worker = Worker(SETTINGS, 1, Site(Folder.at(str(lake)), out, origin))
+    chunks = _plan(lake, out, origin).chunks
+    return [worker({**chunk._asdict(), "again": again}) for chunk in chunks]
+
+
+def _rows(out: Folder) -> dict[str, tuple[list[float], str | None]]:
+    rows = pq.read_table(out.path).to_pylist()
+    assert len({row["id"] for row in rows}) == len(rows)
+    return {row["id"]: (row["embedding"], row["error"]) for row in rows}
+
+
+def _errors(out: Folder) -> dict[str, str]:
+    return {name: error for name, (_, error) in _rows(out).items() if error}
+
+
+def test_a_plan_stays_and_new_images_become_a_plan_of_their_own(lake: Path, out: Folder) -> None:
+    first = _plan(lake, out)
+    assert [(chunk.part, chunk.images) for chunk in first.chunks] == [
+        ("0000-000000.parquet", 4),
+        ("0000-000001.parquet", 4),
+        ("0000-000002.parquet", 2),
+    ]
+    (lake / "0.jpg").unlink()
+    (lake / "00.jpg").touch()
+    later = _plan(lake, out).chunks
+    assert later[:3] == first.chunks and [(chunk.part, chunk.images) for chunk in later[3:]] == [
+        ("0001-000000.parquet", 1)
+    ]
+    assert _plan(lake, out).chunks == later
+
+
+def test_a_plan_for_other_embeddings_or_another_source_is_refused(lake: Path, out: Folder) -> None:
+    _plan(lake, out)
+    for origin in (Origin("another", "embed_image", "False"), Origin(ORIGIN.fingerprint, "embed_image", "True")):
+        with pytest.raises(Mismatch, match="fingerprint 0123456789abcdef, model embed_image, normalize False; now it"):
+            _plan(lake, out, origin)
+    with pytest.raises(Mismatch, match="is of source"):
+        _plan(lake / "sub", out)
+
+
+def test_an_object_store_is_listed_and_read_like_a_local_folder(lake: Path, out: Folder) -> None:
+    # Not a LocalFileSystem any more, so listed as every other file system is.
+    store = Folder(pa.fs.SubTreeFileSystem(str(lake.parent), pa.fs.LocalFileSystem()), "lake")
+    local = Folder.at(lake.as_uri())
+    assert local.is_local and not store.is_local
+    names = sorted(str(path.relative_to(lake)) for path in lake.rglob("*.jpg"))
+    assert sorted(store.images([])) == sorted(local.images([])) == names
+    assert store.read("sub/1.jpg", 2**20) == local.read("sub/1.jpg", 2**20) == (lake / "sub/1.jpg").read_bytes()
+
+
+def test_one_run_at_a_time_writes_into_a_folder(out: Folder) -> None:
+    with out.for_one_run(), pytest.raises(Busy), Folder.at(out.path).for_one_run():
+        pass
+    with out.for_one_run():
+        pass
+
+
+def test_rows_hold_what_the_pipeline_makes_of_each_image(lake: Path, out: Folder, embedder: Embedder) -> None:
+    (lake / "large.png").write_bytes(bytes(100_001))
+    (lake / "gone.png").symlink_to("nowhere")
+    Path(os.fsdecode(os.fsencode(lake) + b"/caf\xe9.jpg")).touch()
+    (lake / "turned.jpg").write_bytes(sample("jpeg_turned").data)
+    answers = _work(lake, out, embedder)
+    assert [answer["images"] for answer in answers] == [4, 4, 4, 2]
+    rows = _rows(out)
+    errors = {name: error.partition(":")[0] for name, error in _errors(out).items()}
+    assert sum(answer["failed"] for answer in answers) == 3
+    assert errors == {"large.png": "too_many_bytes", "gone.png": "unreadable", "caf\\xe9.jpg": "unreadable"}
+    assert rows["gone.png"][1] == "unreadable: No such file or directory"
+    names = sorted(rows.keys() - errors.keys())
+    expected = embedder.embed([(lake / name).read_bytes() for name in names])
+    for name, outcome in zip(names, expected, strict=True):
+        assert isinstance(outcome, np.ndarray) and rows[name][0] == pytest.approx(outcome.tolist(), abs=1e-4)
+
+
+def test_a_chunk_that_is_dealt_again_keeps_its_part_unless_that_is_broken(
+    lake: Path, out: Folder, embedder: Embedder
+) -> None:
+    _work(lake, out, embedder)
+    parts = sorted(Path(out.path).glob("*.parquet"))
+    before = [part.stat().st_mtime_ns for part in parts]
+    parts[1].write_bytes(parts[1].read_bytes()[:-5])  # as after a power failure
+    assert len(Plan(out, str(lake), Origin(embedder.fingerprint, "embed_image", "False")).failed()) == 2
+    _work(lake, out, embedder)
+    after = [part.stat().st_mtime_ns for part in parts]
+    assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, True]
+    assert len(_rows(out)) == 10 and not _errors(out)
+
+
+def test_what_failed_is_embedded_again_on_demand_only(lake: Path, out: Folder, embedder: Embedder) -> None:
+    sound = (lake / "2.jpg").read_bytes()
+    (lake / "2.jpg").write_bytes(sound[:300])
+    _work(lake, out, embedder)
+    before = _rows(out)
+    assert _errors(out).keys() == {"2.jpg"} and np.isnan(before["2.jpg"][0]).all()
+    (lake / "2.jpg").write_bytes(sound)
+    (lake / "0.jpg").unlink()  # what is embedded is not read again
+    _work(lake, out, embedder)
+    assert _errors(out).keys() == {"2.jpg"}
+    _work(lake, out, embedder, again=True)
+    after = _rows(out)
+    assert not _errors(out) and after.keys() == before.keys() and after["0.jpg"] == before["0.jpg"]
+
+
+def test_an_image_that_kills_its_workers_gets_a_row_in_the_end(lake: Path, out: Folder, embedder: Embedder) -> None:
+    """Three workers have died of its chunk, and a fourth when it embedded the images one by one."""
+    origin = Origin(embedder.fingerprint, "embed_image", "False")
+    first, second, _ = _plan(lake, out, origin).chunks
+    strikes = Strikes(out)
+    assert [strikes.begin(first) for _ in range(4)] == [0, 1, 2, 3]
+    strikes.image(first, 1).__enter__()
+    assert strikes.begin(second) == 0
+    _work(lake, out, embedder)
+    assert len(_rows(out)) == 10 and _errors(out).keys() == {"2.jpg"}
+    assert _errors(out)["2.jpg"].startswith("worker_died: ")
+    assert os.listdir(out.below("_strikes").path) == []
+    _work(lake, out, embedder, again=True)
+    assert not _errors(out)
+
+
+class _Broken(Exception):
+    """In place of the end of this process."""
+
+
+def _fail_at(monkeypatch: pytest.MonkeyPatch, fails: Sequence[bool]) -> None:
+    """Let the encoder's next calls fail or not; all that follow do not."""
+    encode, left = Encoder.encode, list(fails)
+
+    def fail_or_encode(self: Encoder, pixels: Any) -> Any:
+        if left and left.pop(0):
+            raise RuntimeError("a device that does not answer")
+        return encode(self, pixels)
+
+    def end(code: int) -> None:
+        raise _Broken(code)
+
+    monkeypatch.setattr(Encoder, "encode", fail_or_encode)
+    monkeypatch.setattr(os, "_exit", end)
+
+
+def test_what_the_encoder_fails_at_is_tried_again_image_by_image(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawing = sample("jpeg_photo").data
+    _fail_at(monkeypatch, [True, False, False, True])  # the batch; the known image; the first, the second image
+    first, second, third = embedder.embed([drawing, drawing, drawing])
+    assert isinstance(first, np.ndarray) and isinstance(third, np.ndarray)
+    assert str(second).startswith("internal_error: ")
+
+
+def test_a_worker_whose_device_is_broken_ends(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fail_at(monkeypatch, [True, True])
+    with pytest.raises(_Broken):
+        embedder.embed([sample("jpeg_photo").data])
