@@ -104,6 +104,7 @@ def work(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = -1  # a chunk may take long
+    context.raise_original_map_exception = True
     context.max_consecutive_actor_init_deaths = _DEATHS_AT_START
     pool = ray.data.ActorPoolStrategy(
         size=min(shares.workers, len(chunks)),

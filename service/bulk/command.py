@@ -43,13 +43,13 @@ def main(arguments: Sequence[str]) -> int:
         os.environ.setdefault(name, value)
     from ray.exceptions import RayError  # only now: it takes a second, and reads the environment
 
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
         return _embed(options, _settings(rest))
+    except RayError as error:
+        # As text most of them are tracebacks of several processes.
+        return _complain(getattr(error, "cause", None) or str(error).strip().splitlines()[-1], 3)
     except (StartupFault, Mismatch, Busy, NothingToDo, OSError, pa.ArrowException) as error:
         return _complain(error, 2)
-    except RayError as error:
-        return _complain(error, 3)
     except KeyboardInterrupt as interrupt:
         _say("stopped; all parts that are done are kept. To go on:")
         _say(f"  python -m service.bulk {shlex.join(arguments)}")
@@ -95,6 +95,7 @@ def _embed(options: argparse.Namespace, settings: Settings) -> int:
 
     source, out, unlisted = Folder.at(options.source), Folder.at(options.out), list[str]()
     with out.for_one_run(), cluster(options.address):
+        signal.signal(signal.SIGTERM, _interrupt)  # only now: Ray has set a handler of its own
         shares = divide(settings.device, options.worker_cpus)
         settings = settings.model_copy(update={"device": "cuda" if shares.gpus else "cpu"})
         facts = ask(settings, shares)

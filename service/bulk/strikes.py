@@ -3,8 +3,8 @@
 Comes in: which chunk, and of a suspect one which image, is begun and done with. Goes out: what was begun and never done
 with. It must not know why a worker died.
 
-Each beginning is an empty file in `OUT/_strikes` that goes when the chunk's part is written. Where a worker dies, all of
-its chunks are suspects.
+Each beginning is an empty file in `OUT/_strikes` that goes when the chunk's part is written. Where a worker dies, all
+chunks that it had in the works are suspects.
 """
 
 import contextlib

@@ -96,10 +96,9 @@ class Worker:
         """The part's rows, those that have an error embedded once more."""
         with self._site.out.open_table(chunk.part) as part:
             table = part.read()
-        # In the plan's order, as they were written.
-        failed = [error is not None for error in table["error"].to_pylist()]
-        names = [name for name, each in zip(names_of(self._site.out, chunk), failed, strict=True) if each]
-        sound = table.filter([not each for each in failed])
+        sound = table.filter(table["error"].is_null())
+        there = set(sound["id"].to_pylist())
+        names = [name for name in names_of(self._site.out, chunk) if id_of(name) not in there]
         return pa.concat_tables([sound, self._rows(chunk, names)])
 
     def _rows(self, chunk: Chunk, names: Sequence[str]) -> pa.Table:
