@@ -4,6 +4,7 @@ Comes in: the settings, and the cores to share. Goes out: a pipeline a device, a
 must not know who sends images: the server and the bulk job build the same here.
 """
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from functools import partial
@@ -85,8 +86,8 @@ def known_embedding(pipelines: Sequence[Pipeline]) -> Embedding:
     """
     embeddings: list[Embedding] = []
     for number, pipeline in enumerate(pipelines):
-        # Marked, or the cache that they share would answer for all but the first.
-        (outcome,) = pipeline.embed([Row(marked_canary(f"device {number}"), False)])
+        # Marked, or the cache that they share would answer for all but the first, and later for that one, too.
+        (outcome,) = pipeline.embed([Row(marked_canary(f"{number} at {time.monotonic_ns()}"), False)])
         if isinstance(outcome, Fault):
             raise StartupFault(f"the image that the service tests itself with cannot be embedded: {outcome}")
         embeddings.append(outcome)
