@@ -4,7 +4,7 @@ Comes in: the service's address and token, by default from the settings in the e
 code 0 or 1. It must not know of models or torch, so that it takes a fraction of a second.
 
 It sees what a client would: that the service is ready and that an image becomes a finite, non-zero embedding of the
-right length. Whether it is the right embedding only the service knows, which compares one every two seconds and ends
+right length. Whether it is the right embedding only the service knows, which compares one every few seconds and ends
 itself when it is wrong. Nor can it tell lanes that hang from lanes with much to do; that, too, the service does itself.
 
 A service that refuses the image because of others, in its queue or its batch, is able: what restarts it then, or takes

@@ -22,8 +22,6 @@ _STAGE_SECONDS = 20.0
 _STAGE_TIMES = 5.0
 _LIVE_SECONDS = 2.0
 _MOST_UNANSWERED = 3
-_CANARY_PAUSE_SECONDS = 2.0
-_CANARY_PAUSE_IMAGES = 20.0  # a slow device is to spend a twentieth of its time on them
 
 
 class Watchdog:
@@ -52,7 +50,7 @@ class Watchdog:
         self._canary_answer: Future[Answer] | None = None
         self._canary_at = time.monotonic()
         self._batches_before = 0
-        self._canary_pause = max(_CANARY_PAUSE_SECONDS, _CANARY_PAUSE_IMAGES * image_seconds)
+        self._canary_pause = canary_pause(image_seconds)
         self._refusals = 0
 
     def look(self) -> None:
@@ -106,3 +104,12 @@ class Watchdog:
         self._refusals = self._refusals + 1 if kind == "refused" else 0
         if self._refusals >= _MOST_FAILURES:
             raise ServiceFailure("one canary after another is answered with an error")
+
+
+def canary_pause(image_seconds: float) -> float:
+    """Seconds between two canaries, on a device that needs `image_seconds` for one.
+
+    They get a hundredth of its time. Where a wrong embedding would then be seen only after more than eight seconds they
+    get more, but never over a twentieth.
+    """
+    return max(2.0, min(8.0, 100 * image_seconds), 20 * image_seconds)

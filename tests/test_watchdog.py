@@ -10,7 +10,7 @@ import pytest
 from service import watchdog as room
 from service.errors import ServiceFailure
 from service.metrics import Metrics
-from service.watchdog import Watchdog
+from service.watchdog import Watchdog, canary_pause
 
 LOOKS = 500
 
@@ -27,8 +27,7 @@ class Parts(SimpleNamespace):
 
 @pytest.fixture
 def parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
-    monkeypatch.setattr(room, "_CANARY_PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(room, "_CANARY_PAUSE_IMAGES", 0.0)
+    monkeypatch.setattr(room, "canary_pause", lambda _: 0.0)
     return Parts(
         triton=SimpleNamespace(check_alive=lambda: None, batches=0, is_working=False),
         encoder=SimpleNamespace(device="cuda:1", failures_in_a_row=0, image_seconds=0.1),
@@ -70,6 +69,13 @@ def _counting(answers: Iterator[Any], times: int) -> tuple[Any, threading.Event]
 def _forever(*answers: object) -> Iterator[object]:
     while True:
         yield from answers
+
+
+@pytest.mark.parametrize(("image_seconds", "pause"), [(0.001, 2), (0.03, 3), (0.07, 7), (0.2, 8), (1, 20)])
+def test_canaries_take_a_hundredth_of_a_devices_time_and_of_a_slow_ones_a_twentieth(
+    image_seconds: float, pause: float
+) -> None:
+    assert canary_pause(image_seconds) == pytest.approx(pause)
 
 
 def test_canaries_follow_each_other_and_their_age_is_known(parts: Parts) -> None:
