@@ -22,8 +22,8 @@ from service.client.transport import (
     Refused,
     Served,
     TryAgain,
-    failure,
     read_served,
+    refusal,
 )
 
 # NOT_FOUND is a replica that is being stopped or started.
@@ -96,4 +96,4 @@ def _meaning(code: StatusCode, message: str) -> Exception:
         return TryAgain(f"{code.name}: {message}")
     if code in _BROKEN:
         return Broken(message)
-    return failure(f"grpc_{code.name.lower()}", message)
+    return refusal(f"grpc_{code.name.lower()}", message)

@@ -21,8 +21,8 @@ from service.client.transport import (
     Refused,
     Served,
     TryAgain,
-    failure,
     read_served,
+    refusal,
 )
 
 _RAW = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "0"}
@@ -103,4 +103,4 @@ def _check(response: aiohttp.ClientResponse, body: bytes) -> None:
         raise TryAgain(f"HTTP {status}: {message}")
     if status == 500:
         raise Broken(message)
-    raise failure(f"http_{status}", message)
+    raise refusal(f"http_{status}", message)

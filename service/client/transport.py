@@ -13,6 +13,9 @@ import numpy.typing as npt
 
 Embedding = npt.NDArray[np.float32]
 
+# Triton fails a whole batch where the lengths in one of its requests lie. Those that are sent here never do.
+_NEIGHBOURS_LIE = " for inference input 'INPUT_IMAGE'"
+
 # A configuration is told without waiting for a batch.
 SERVED_SECONDS = 10.0
 
@@ -75,6 +78,11 @@ class Broken(TryAgain):
 
 class Refused(Exception):
     """The service will not work for this client: a token is missing or wrong, or it is another kind of service."""
+
+
+def refusal(code: str, message: str) -> ImageFailed | TryAgain:
+    """What it means that a request is said to be at fault."""
+    return TryAgain(message) if _NEIGHBOURS_LIE in message else failure(code, message)
 
 
 def failure(code: str, message: str) -> ImageFailed:

@@ -11,6 +11,7 @@ import numpy as np
 DIMENSION = 4
 MESSAGES = {
     "400": "corrupt_image: it is damaged",
+    "400-of-a-neighbour": "incomplete string data for inference input 'INPUT_IMAGE', expecting string of length 9",
     "403": "This API is restricted",
     "404": "Request for unknown model: 'embed_image' has no available versions",
     "500": "internal_error: the request could not be answered",
@@ -22,8 +23,9 @@ class FakeService(ThreadingHTTPServer):
     """Answers on a port of its own from its start on.
 
     An image is `WORD WORD ... #NUMBER`: the first request for it gets the first word's answer, and so on; the last
-    word counts for all that follow. A word is a status, `breaks` for a connection that ends without an answer, or
-    `waits` for a 200 that comes only when `gate` is open. The embedding holds the image's number.
+    word counts for all that follow. A word is a status (and what tells it from another of the same), `breaks` for a
+    connection that ends without an answer, or `waits` for a 200 that comes only when `gate` is open. The embedding
+    holds the image's number.
     """
 
     daemon_threads = True
@@ -70,7 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
         if word == "breaks":
             self._break()
         elif word in MESSAGES:
-            self._send(int(word), json.dumps({"error": MESSAGES[word]}).encode())
+            self._send(int(word[:3]), json.dumps({"error": MESSAGES[word]}).encode())
         else:
             self._send(200, b"{}" + np.full(DIMENSION, int(number), np.float32).tobytes())
 

@@ -89,11 +89,11 @@ def _when(condition: Callable[[], object], act: Callable[[], None]) -> None:
 
 
 def test_what_may_succeed_later_is_sent_again_and_nothing_else(fake: FakeService, tmp_path: Path, out: Path) -> None:
-    again = ["503 503 200", "404 200", "500 200", "breaks 200"]
+    again = ["503 503 200", "404 200", "500 200", "breaks 200", "400-of-a-neighbour 200"]
     images = _images(tmp_path / "images", "200", *again)
     assert main(_arguments(images, fake, out)) == 0
-    assert _embeddings(out) == _expected(5)
-    assert sorted(fake.asked.values()) == [1, 2, 2, 2, 3]
+    assert _embeddings(out) == _expected(6)
+    assert sorted(fake.asked.values()) == [1, 2, 2, 2, 2, 3]
     assert not Path(f"{out}.parts").exists()
 
 
