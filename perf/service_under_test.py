@@ -97,8 +97,6 @@ class Service:
         """
         self._wait_until_answered(0, "/v2/health/ready")
         self.start_seconds = time.perf_counter() - self._started
-        # Triton opens its metrics after its other ports.
-        self._wait_until_answered(2, "/metrics")
 
     def end(self) -> int:
         """End it in order, with all its processes; its exit code."""

@@ -8,8 +8,6 @@ import http.client
 import logging
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -17,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from service.access import is_allowed
+from service.local_client import LocalClient
 
 logger = logging.getLogger(__name__)
 
@@ -142,9 +141,9 @@ class _Server(ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def metrics_endpoint(
-    metrics: Metrics, host: str, port: int, triton_url: str, token: str | None = None
+    metrics: Metrics, host: str, port: int, triton: LocalClient, token: str | None = None
 ) -> Iterator[None]:
-    """Serve Triton's measurements, read from `triton_url`, and ours at `http://host:port/metrics`.
+    """Serve Triton's measurements, asked for by `triton`, and ours at `http://host:port/metrics`.
 
     Args:
         token: what a scrape has to send as `Authorization: Bearer TOKEN`; None lets everybody.
@@ -157,7 +156,7 @@ def metrics_endpoint(
             if not is_allowed(self.headers.get("Authorization"), token):
                 return self.send_error(401)
             try:
-                text = _read(triton_url) + generate_latest(metrics.registry)
+                text = _read(triton) + generate_latest(metrics.registry)
             except (OSError, http.client.HTTPException):
                 return self.send_error(503, "Triton does not answer")
             self.send_response(200)
@@ -178,16 +177,17 @@ def metrics_endpoint(
         server.server_close()
 
 
-def _read(triton_url: str) -> bytes:
+def _read(triton: LocalClient) -> bytes:
     """Triton's measurements. It opens their port some milliseconds after the one where it looks ready."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # not by the environment's http_proxy
     deadline = time.monotonic() + _TRITON_TIMEOUT_SECONDS
     while True:
         try:
-            with direct.open(triton_url, timeout=_TRITON_TIMEOUT_SECONDS) as response:
-                text: bytes = response.read()
-                return text
-        except urllib.error.URLError as error:
-            if not isinstance(error.reason, ConnectionRefusedError) or time.monotonic() > deadline:
+            status, text = triton.get("/metrics", _TRITON_TIMEOUT_SECONDS)
+        except ConnectionRefusedError:
+            if time.monotonic() > deadline:
                 raise
+        else:
+            if status != http.client.OK:
+                raise http.client.HTTPException(f"the answer is {status}")
+            return text
         time.sleep(_TRITON_OPENS_SECONDS)

@@ -74,8 +74,8 @@ def serve(settings: Settings) -> None:
         stack.callback(triton.stop)
         _bind_models(triton, settings, encoders, pipelines, metrics, facts)
         if settings.metrics_port:
-            url = f"http://127.0.0.1:{metrics_port}/metrics"
-            stack.enter_context(metrics_endpoint(metrics, settings.host, settings.metrics_port, url, access.token))
+            own = LocalClient("127.0.0.1", metrics_port)
+            stack.enter_context(metrics_endpoint(metrics, settings.host, settings.metrics_port, own, access.token))
         if triton.start(shutdown):
             _announce(settings, encoders[0], facts)
             client = LocalClient(*http, bearer(access.token))

@@ -44,7 +44,7 @@ ALLOWED = {
     "errors": set[str](),
     "fingerprint": {"vision_tower"},
     "logs": set[str](),
-    "metrics": {"access"},
+    "metrics": {"access", "local_client"},
     "ports": {"errors"},
     "workspace": set[str](),
     "vision_tower": set[str](),

@@ -14,6 +14,7 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.local_client import LocalClient
 from service.metrics import Metrics, metrics_endpoint
 from tests.ports import unused_port
 
@@ -25,29 +26,36 @@ nv_inference_count{model="embed_image",version="1"} 23
 
 class _Triton(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        self.send_response(503 if self.path == "/failing" else 200)
+        problem = self.headers.get("Problem")
+        self.send_response(503 if problem == "failing" else 200)
         self.send_header("Content-Length", str(len(TRITONS)))
         self.end_headers()
-        self.wfile.write(TRITONS[:20] if self.path == "/dying" else TRITONS)
+        self.wfile.write(TRITONS[:20] if problem == "dying" else TRITONS)
 
     def log_message(self, format: str, *args: object) -> None:
         """Keep the tests quiet."""
 
 
 @pytest.fixture(scope="module")
-def triton() -> Iterator[str]:
-    """The address of a stand-in for Triton's metrics."""
+def triton_port() -> Iterator[int]:
+    """Where a stand-in for Triton's metrics listens."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Triton)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
+    yield server.server_port
     server.shutdown()
     server.server_close()
 
 
+@pytest.fixture
+def triton(triton_port: int) -> LocalClient:
+    """What asks the stand-in."""
+    return LocalClient("127.0.0.1", triton_port)
+
+
 @contextmanager
-def _served(metrics: Metrics, triton_url: str) -> Iterator[str]:
+def _served(metrics: Metrics, triton: LocalClient) -> Iterator[str]:
     port = unused_port()
-    with metrics_endpoint(metrics, "127.0.0.1", port, triton_url):
+    with metrics_endpoint(metrics, "127.0.0.1", port, triton):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -67,9 +75,9 @@ def _samples(text: bytes) -> dict[tuple[str, ...], float]:
     return {(sample.name, *sample.labels.values()): sample.value for family in families for sample in family.samples}
 
 
-def test_a_scrape_is_tritons_text_followed_by_ours(triton: str) -> None:
+def test_a_scrape_is_tritons_text_followed_by_ours(triton: LocalClient) -> None:
     metrics = Metrics()
-    with metrics.stage("decode"), metrics.batch_in_the_works(), _served(metrics, f"{triton}/metrics") as url:
+    with metrics.stage("decode"), metrics.batch_in_the_works(), _served(metrics, triton) as url:
         metrics.encoded(3)
         metrics.repeated(2)
         for code in ("ok", "ok", "corrupt_image"):
@@ -106,9 +114,9 @@ def test_the_oldest_stage_in_the_works_is_known() -> None:
     assert metrics.longest_stage() == 0
 
 
-def test_with_a_token_a_scrape_needs_it(triton: str) -> None:
+def test_with_a_token_a_scrape_needs_it(triton: LocalClient) -> None:
     port = unused_port()
-    with metrics_endpoint(Metrics(), "127.0.0.1", port, f"{triton}/metrics", "secret"):
+    with metrics_endpoint(Metrics(), "127.0.0.1", port, triton, "secret"):
         request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics")
         for value, status in ((None, 401), ("Bearer wrong", 401), ("Bearer secret", 200)):
             if value:
@@ -153,11 +161,11 @@ def test_the_service_and_its_process_are_described() -> None:
 
 
 def test_a_scrape_that_fails_is_one_event_in_the_log(
-    triton: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    triton: LocalClient, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     metrics = Metrics()
     metrics.watch_memory("cuda:0", lambda: 1 / 0)  # whatever fails within a scrape
-    with _served(metrics, f"{triton}/metrics") as url, pytest.raises(RemoteDisconnected):
+    with _served(metrics, triton) as url, pytest.raises(RemoteDisconnected):
         _get(f"{url}/metrics")
     assert [record.message for record in caplog.records] == ["a scrape could not be answered"]
     assert capfd.readouterr().err == ""
@@ -183,8 +191,8 @@ def test_measurements_of_many_threads_are_all_counted() -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/metrics/", "/metricsx", "/v2/health/ready", "/../metrics"])
-def test_there_is_nothing_at_other_paths(triton: str, path: str) -> None:
-    with _served(Metrics(), f"{triton}/metrics") as url:
+def test_there_is_nothing_at_other_paths(triton: LocalClient, path: str) -> None:
+    with _served(Metrics(), triton) as url:
         assert _get(url + path)[0] == 404
         assert _get(f"{url}/metrics")[0] == 200
 
@@ -201,7 +209,7 @@ def test_a_scrape_waits_for_the_port_that_triton_opens_after_it_is_ready(
         threading.Thread(target=late.serve_forever, args=(0.01,), daemon=True).start()
 
     monkeypatch.setattr("service.metrics.time.sleep", open_late)  # which only follows a refused connection
-    with _served(Metrics(), f"http://127.0.0.1:{late_port}/metrics") as url:
+    with _served(Metrics(), LocalClient("127.0.0.1", late_port)) as url:
         assert _get(f"{url}/metrics")[0] == 200
     late.shutdown()
     late.server_close()
@@ -209,16 +217,18 @@ def test_a_scrape_waits_for_the_port_that_triton_opens_after_it_is_ready(
 
 @pytest.mark.parametrize("problem", ["nobody listens", "failing", "dying"])
 def test_without_tritons_measurements_a_scrape_says_so(
-    triton: str, problem: str, monkeypatch: pytest.MonkeyPatch
+    triton_port: int, problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.metrics._TRITON_TIMEOUT_SECONDS", 0.5)
-    triton_url = f"http://127.0.0.1:{unused_port()}/metrics" if problem == "nobody listens" else f"{triton}/{problem}"
-    with _served(Metrics(), triton_url) as url:
+    port = unused_port() if problem == "nobody listens" else triton_port
+    with _served(Metrics(), LocalClient("127.0.0.1", port, {"Problem": problem})) as url:
         assert [_get(f"{url}/metrics")[0] for _ in range(2)] == [503, 503]
 
 
-def test_a_proxy_of_the_environment_does_not_stand_before_triton(triton: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with _served(Metrics(), f"{triton}/metrics") as url:
+def test_a_proxy_of_the_environment_does_not_stand_before_triton(
+    triton: LocalClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _served(Metrics(), triton) as url:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         monkeypatch.setattr(urllib.request, "_opener", None)  # it would remember the environment of its first use
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{unused_port()}")
@@ -226,8 +236,8 @@ def test_a_proxy_of_the_environment_does_not_stand_before_triton(triton: str, mo
             assert response.status == 200
 
 
-def test_the_port_is_free_again_at_the_end_whatever_ended_it(triton: str) -> None:
-    with pytest.raises(KeyboardInterrupt), _served(Metrics(), f"{triton}/metrics") as url:
+def test_the_port_is_free_again_at_the_end_whatever_ended_it(triton: LocalClient) -> None:
+    with pytest.raises(KeyboardInterrupt), _served(Metrics(), triton) as url:
         assert _get(f"{url}/metrics")[0] == 200
         raise KeyboardInterrupt
     with pytest.raises(URLError, match="refused"):
