@@ -10,26 +10,29 @@ from collections.abc import Iterator
 
 
 class Cores:
-    """So many cores, in equal shares. Safe to use from several threads.
+    """So many cores, in equal shares, to as many users as there are cores; others wait. Safe to share between threads.
 
     Two batches that decode or encode on all cores at once are slower than two on half of them each: the threads of an
-    operator wait for the last of them, which waits for its core. Alone, a batch has all cores and the least latency.
+    operator wait for the last of them, which waits for its core. Three on two cores, base-224, were 7 % slower than two
+    and one that waits. Alone, a batch has all cores and the least latency.
     """
 
     def __init__(self, count: int = 0) -> None:
         """`count` cores; 0 is as many as this process may run on."""
         self.count = count or len(os.sched_getaffinity(0))
         self._users = 0
-        self._lock = threading.Lock()
+        self._change = threading.Condition()
 
     @contextlib.contextmanager
     def share(self) -> Iterator[int]:
-        """The number of threads to use until the end of the block, at least one."""
-        with self._lock:
+        """Wait for a core; the number of threads to use until the end of the block, at least one."""
+        with self._change:
+            self._change.wait_for(lambda: self._users < self.count)
             self._users += 1
-            threads = max(1, self.count // self._users)
+            threads = self.count // self._users
         try:
             yield threads
         finally:
-            with self._lock:
+            with self._change:
                 self._users -= 1
+                self._change.notify()

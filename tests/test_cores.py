@@ -2,7 +2,7 @@
 
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from contextlib import ExitStack
 
 import pytest
@@ -11,35 +11,52 @@ from service.cores import Cores
 
 
 @pytest.mark.parametrize(
-    ("count", "shares"), [(8, [8, 4, 2, 2, 1, 1, 1, 1, 1, 1]), (5, [5, 2, 1, 1]), (2, [2, 1, 1]), (1, [1, 1])]
+    ("count", "shares"), [(8, [8, 4, 2, 2, 1, 1, 1, 1]), (5, [5, 2, 1, 1, 1]), (2, [2, 1]), (1, [1])]
 )
 def test_each_newcomer_takes_its_share_and_gives_it_back(count: int, shares: list[int]) -> None:
     cores = Cores(count)
     for _ in range(2):
         with ExitStack() as users:
             assert [users.enter_context(cores.share()) for _ in shares] == shares
-    with cores.share() as first, cores.share() as second:
-        assert (first, second) == tuple(shares[:2])
-        with pytest.raises(RuntimeError), cores.share():
-            raise RuntimeError
+    with pytest.raises(RuntimeError), cores.share():
+        raise RuntimeError
     with cores.share() as alone:
         assert alone == count
 
 
-@pytest.mark.usefixtures("restless")
-def test_no_core_stays_taken_after_many_users_at_once() -> None:
-    cores, start = Cores(4), threading.Barrier(8)
+def test_one_user_more_than_cores_waits_for_the_first_that_is_free() -> None:
+    cores, waits = Cores(2), threading.Event()
 
-    def use(_: int) -> set[int]:
+    def use() -> int:
+        waits.set()
+        with cores.share() as threads:
+            return threads
+
+    with ThreadPoolExecutor(1) as users, cores.share():
+        with cores.share():
+            third = users.submit(use)
+            assert waits.wait(10)
+            with pytest.raises(TimeoutError):
+                third.result(0.2)
+        assert third.result(10) == 1
+
+
+@pytest.mark.usefixtures("restless")
+def test_never_more_users_than_cores_and_no_core_stays_taken() -> None:
+    cores, start, inside = Cores(4), threading.Barrier(8), list[int]()
+
+    def most_inside(_: int) -> int:
         start.wait()
-        shares = set()
+        most = 0
         for _ in range(500):
             with cores.share() as threads:
-                shares.add(threads)
-        return shares
+                inside.append(threads)
+                most = max(most, len(inside))
+                assert inside.pop() in {4, 2, 1}
+        return most
 
     with ThreadPoolExecutor(8) as users:
-        assert set[int]().union(*users.map(use, range(8))) <= {4, 2, 1}
+        assert max(users.map(most_inside, range(8))) <= 4
     with cores.share() as alone:
         assert alone == 4
 
