@@ -45,3 +45,17 @@ def test_embeddings_are_the_models(shape: dict[str, Any], images: int) -> None:
         found = VisionTower(model, torch.device("cpu"), torch.float64)(values)
     assert found.shape == (images, 24) and expected.std() > 0.1
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_in_bfloat16_on_a_cpu_they_are_as_near_to_float32_as_the_models(shape: dict[str, Any]) -> None:
+    """There, where the CPU allows, oneDNN computes the linear layers together with what follows them."""
+    model = _model(shape, torch.float32)
+    side = model.config.image_size
+    values = torch.randn(64, 3, side, side, generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        exact = model(pixel_values=values).pooler_output
+        found = VisionTower(model, torch.device("cpu"), torch.bfloat16)(values.bfloat16())
+        theirs = model.bfloat16()(pixel_values=values.bfloat16()).pooler_output
+    assert found.dtype == torch.bfloat16
+    assert (found - exact).norm() < 1.2 * (theirs - exact).norm() < 0.1 * exact.norm()
