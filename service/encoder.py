@@ -28,8 +28,8 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _MAX_CPU_LANES = 8
 # Waking a thread for every operator takes longer than a smaller share of the work than this.
 _LEAST_OPERATIONS_A_THREAD = 5e8
-# A larger batch gains nothing, and oneDNN makes and keeps kernels for each number of images that it meets: with the
-# embedded checkpoint 2 MB each.
+# A larger batch gains nothing, and oneDNN makes and keeps kernels for each number of images and of threads that it
+# meets: with the embedded checkpoint 5 MB each.
 _MOST_AT_ONCE_ON_CPU = 16
 # A batch on a CPU teaches it nothing after the first few, and a large model may need minutes for a full one.
 _CPU_WARM_UP_SECONDS = 5.0

@@ -44,8 +44,12 @@ _DRAIN_SECONDS = 120.0
 _POLL_SECONDS = 0.05
 _SHARED_MEMORY = "/dev/shm"
 _STUB_MEBIBYTES = 4  # that a stub takes of it before its first request
-# Or each of tritonserver's threads gets a heap of its own, which stays as large as the worst moment has made it.
-_HEAPS = "2"
+_HEAPS = {
+    # Or each of tritonserver's threads gets a heap of its own, which stays as large as the worst moment has made it.
+    "MALLOC_ARENA_MAX": "2",
+    # Or the first large body that is freed has glibc put all that are smaller into the heaps, too, between what stays.
+    "MALLOC_MMAP_THRESHOLD_": "131072",
+}
 _ADMIN_ENDPOINTS = ("shared-memory", "model-repository", "trace", "logging")
 _USER_ENDPOINTS = ("inference", "statistics")
 _LOG_LEVELS = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR}
@@ -161,7 +165,8 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         """
         self._check_shared_memory()
         self._offer_libpython()
-        os.environ.setdefault("MALLOC_ARENA_MAX", _HEAPS)  # read by glibc at the start of a process, so not by this one
+        for name, value in _HEAPS.items():
+            os.environ.setdefault(name, value)  # read by glibc at the start of a process, so not by this one
         self._run_server()
         deadline = time.monotonic() + _START_SECONDS
         while not self._is_ready():

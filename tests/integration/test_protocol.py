@@ -462,3 +462,10 @@ def test_the_shared_memory_of_each_stub_is_limited(running: ServiceProcess) -> N
     largest_batch = settings.max_batch_size * settings.max_image_bytes * 4 // 3
     (limit,) = {process.rlimit(psutil.RLIMIT_FSIZE)[1] for process in stubs}
     assert largest_batch < limit < largest_batch + 2**30
+
+
+def test_tritons_processes_keep_few_heaps_and_no_large_bodies_in_them(running: ServiceProcess) -> None:
+    """What that saves takes minutes of load to show: see `python -m perf soak`."""
+    for process in running.family()[1:]:
+        heaps = {name: value for name, value in process.environ().items() if name.startswith("MALLOC_")}
+        assert heaps == {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "131072"}
