@@ -51,7 +51,7 @@ class _OneDnnLinear(_Linear):
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        super().__init__(torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()), bias)
+        super().__init__(torch.ops.mkldnn._reorder_linear_weight(weight), bias)
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         return self._product(tokens, "none", "")
