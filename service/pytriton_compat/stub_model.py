@@ -40,7 +40,7 @@ class TritonPythonModel:
         entries = [_attempt(self._entry, request) for request in requests]
         answers = iter(self._ask([entry for entry in entries if entry is not None]))
         return [
-            (None if entry is None else _attempt(self._response, request, next(answers))) or _error(*_INTERNAL)
+            self._response(request, None if entry is None else next(answers))
             for request, entry in zip(requests, entries, strict=True)
         ]
 
@@ -50,6 +50,9 @@ class TritonPythonModel:
 
     def _ask(self, entries):
         """The lane's answers, None for each where there are none."""
+        if self._lane.fileno() < 0:
+            # Without a line in the log: a service that hangs reads none, and once its pipe is full nothing can end.
+            return [None] * len(entries)
         try:
             send_batch(self._lane, entries)
             answers = receive_batch(self._lane)
@@ -67,11 +70,17 @@ class TritonPythonModel:
         return arrays, [json.loads(request.parameters()), request.request_id()]
 
     def _response(self, request, tensors):
-        fault = read_fault(tensors)
-        if fault is not None:
-            return _error(*fault)
-        wanted = request.requested_output_names()
-        return pb_utils.InferenceResponse([pb_utils.Tensor(name, tensors[name]) for name in tensors if name in wanted])
+        # No line in the log where there is no tensor: it has been told, and see `_ask`.
+        answer = None if tensors is None else _attempt(_answer, request, tensors)
+        return answer or _error(*_INTERNAL)
+
+
+def _answer(request, tensors):
+    fault = read_fault(tensors)
+    if fault is not None:
+        return _error(*fault)
+    wanted = request.requested_output_names()
+    return pb_utils.InferenceResponse([pb_utils.Tensor(name, tensors[name]) for name in tensors if name in wanted])
 
 
 def _connect(name):

@@ -64,11 +64,11 @@ def _sabotage(how: str) -> Hurt:
 
 
 def _stop_the_service(running: ServiceProcess, _: Path) -> None:
-    """Let it go on when it has been found out by its own server."""
+    """Let it go on when it has been found out by its own server, which ends although nobody reads its log."""
     server = running.family()[1:]
     running.process.send_signal(signal.SIGSTOP)
     wait_for(lambda: not running.is_ready(), NOT_READY_SECONDS)
-    assert not psutil.wait_procs(server[1:], timeout=END_SECONDS)[1]
+    assert not psutil.wait_procs(server[1:], timeout=NOT_READY_SECONDS)[1]
     running.process.send_signal(signal.SIGCONT)
 
 
