@@ -68,7 +68,7 @@ def _stop_the_service(running: ServiceProcess, _: Path) -> None:
     server = running.family()[1:]
     running.process.send_signal(signal.SIGSTOP)
     wait_for(lambda: not running.is_ready(), NOT_READY_SECONDS)
-    assert not psutil.wait_procs(server[1:], timeout=NOT_READY_SECONDS)[1]
+    assert not psutil.wait_procs(server[1:], timeout=END_SECONDS)[1]
     running.process.send_signal(signal.SIGCONT)
 
 
