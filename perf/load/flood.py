@@ -1,6 +1,7 @@
 """An open loop: so many requests a second, whatever becomes of those before.
 
-Comes in: a target and a rate. Goes out: when each request was sent, how long it took, and how it ended.
+Comes in: a target and a rate. Goes out: when each request was sent, how long it took, how it ended, and what sending
+them cost.
 """
 
 import asyncio
@@ -48,26 +49,34 @@ class Sent(NamedTuple):
         return self.error.startswith(_TURNED_AWAY)
 
 
-def pour(target: Target, flood: Flood) -> list[Sent]:
+class Poured(NamedTuple):
+    """One generator's part of a flood: its requests, and the CPU time that they took it, in seconds."""
+
+    requests: list[Sent]
+    cpu_seconds: float
+
+
+def pour(target: Target, flood: Flood) -> Poured:
     """One generator's part of a flood; ends when all that was sent has been answered."""
 
-    async def run() -> list[Sent]:
+    async def run() -> Poured:
         async with connect(target) as connection:
             return await _pour(connection, flood)
 
     return asyncio.run(run())
 
 
-async def _pour(connection: Connection, flood: Flood) -> list[Sent]:
+async def _pour(connection: Connection, flood: Flood) -> Poured:
     requests = itertools.cycle([connection.prepare(image) for image in images.workload()])
-    under_way = []
+    under_way, cpu = [], time.process_time()
     for number in range(round(flood.rate * flood.seconds)):
         await asyncio.sleep(flood.begin + number / flood.rate - time.monotonic())
         # A generator that is too slow sends fewer, not for longer.
         if time.monotonic() > flood.begin + flood.seconds:
             break
         under_way.append(asyncio.create_task(_send(connection, next(requests))))
-    return await asyncio.gather(*under_way)
+    ended = await asyncio.gather(*under_way)
+    return Poured(ended, time.process_time() - cpu)
 
 
 async def _send(connection: Connection, request: Any) -> Sent:

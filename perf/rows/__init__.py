@@ -50,7 +50,7 @@ ROWS: dict[str, RowKind] = {
     "growth": RowKind("Growth", "images/s at N requests in flight / the best at fewer in flight, gRPC", running.growth),
     "overload": RowKind(
         "Overload",
-        "images/s answered while ten times the capacity is offered for a minute / the best of a closed loop",
+        "images/s answered while ten times the capacity is offered for a minute / the same service's best",
         overload.overload,
     ),
     "repeats": RowKind(

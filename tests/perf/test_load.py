@@ -154,18 +154,20 @@ def test_a_flood_does_not_wait_for_answers_and_says_how_each_request_ended() -> 
     with served(fake) as url:
         target, flood = Target("fake", "kserve-http", url), Flood(rate=100, seconds=0.3, begin=time.monotonic() + 0.5)
         parts = [pour(target, flood.part(index, 2)) for index in range(2)]
-    requests = [each for part in parts for each in part]
+    requests = [each for part in parts for each in part.requests]
     assert 0 < len(requests) == fake.requests <= 30
     assert sum(each.is_turned_away for each in requests) == fake.requests // 3
     assert all(each.is_turned_away == bool(each.error) for each in requests)
     # None came back before the last was sent.
-    assert all(min(each.ended for each in part) > max(each.sent for each in part) for part in parts[:1])
+    (first, _) = parts
+    assert min(each.ended for each in first.requests) > max(each.sent for each in first.requests)
+    assert all(part.cpu_seconds > 0 for part in parts)
 
 
 def test_other_failures_of_a_flood_are_told_apart() -> None:
     with served(FakeServer()) as url:
         flood = Flood(rate=100, seconds=0.1, begin=time.monotonic())
-        requests = pour(Target("fake", "kserve-http", url, "absent"), flood)
+        requests = pour(Target("fake", "kserve-http", url, "absent"), flood).requests
     assert requests and all(each.error.startswith("HTTP 404") and not each.is_turned_away for each in requests)
 
 

@@ -1,9 +1,11 @@
 """The row of a flood: what is made of its requests, and the room that a service is given."""
 
+import math
+
 import pytest
 
-from perf.load.flood import Flood, Sent
-from perf.rows.overload import _bounds, _ends
+from perf.load.flood import Flood, Poured, Sent
+from perf.rows.overload import _Bounds, _ends
 from perf.samples import NotMeasured
 
 FLOOD = Flood(rate=10.0, seconds=2.0, begin=100.0)
@@ -13,9 +15,13 @@ TURNED_AWAY = [Sent(100 + index / 8, 100.01 + index / 8, "HTTP 503: no room") fo
 
 def test_answers_within_the_flood_are_throughput_and_refusals_are_not() -> None:
     late = Sent(101.9, 102.5, "")
-    ends = _ends([*ANSWERED, late, *TURNED_AWAY], FLOOD, best=1.0)
+    parts = [Poured([*ANSWERED, late], cpu_seconds=0.3), Poured(TURNED_AWAY, cpu_seconds=0.5)]
+    ends = _ends(parts, FLOOD, cores=2)
     assert ends["images/s in the flood"] == 2.0
-    assert ends["offered / best"] == 10.5
+    assert ends["generators' cores"] == pytest.approx(0.4)
+    assert ends["images/s in the flood, discounted"] == pytest.approx(2.5)
+    assert _ends(parts, FLOOD, cores=math.inf)["images/s in the flood, discounted"] == 2.0
+    assert ends["offered images/s"] == 10.5
     assert ends["share turned away"] == pytest.approx(16 / 21)
     assert ends["ms accepted, p99"] == pytest.approx(600, rel=0.05)
     assert ends["ms turned away, p99"] == pytest.approx(10)
@@ -30,15 +36,16 @@ def test_answers_within_the_flood_are_throughput_and_refusals_are_not() -> None:
 )
 def test_other_ends_make_the_row_not_measured(requests: list[Sent], complaint: str) -> None:
     with pytest.raises(NotMeasured, match=complaint):
-        _ends(requests, FLOOD, best=1.0)
+        _ends([Poured(requests, cpu_seconds=0.1)], FLOOD, cores=2)
 
 
 @pytest.mark.parametrize(
     ("rate", "bounds"),
     [
-        (7.4, "--lanes 2 --max-batch-size 1 --max-queue-size 2 --queue-timeout-ms 1000"),
+        (4.0, "--lanes 2 --max-batch-size 4 --max-queue-size 8 --queue-timeout-ms 8000"),
+        (40.0, "--lanes 2 --max-batch-size 5 --max-queue-size 10 --queue-timeout-ms 1000"),
         (600.0, "--lanes 2 --max-batch-size 60 --max-queue-size 150 --queue-timeout-ms 1000"),
     ],
 )
-def test_a_service_gets_room_for_half_a_second_of_its_work(rate: float, bounds: str) -> None:
-    assert " ".join(_bounds(rate)) == bounds
+def test_a_service_gets_room_for_half_a_second_of_its_work_or_a_few_images(rate: float, bounds: str) -> None:
+    assert " ".join(_Bounds.for_rate(rate).arguments) == bounds
