@@ -2,8 +2,9 @@
 
 Comes in: pixel values `[N, 3, S, S]`. Goes out: embeddings `[N, D]`, the model's `pooler_output`. The arithmetic is
 that of `transformers.SiglipVisionModel`, whose bookkeeping takes as long as the arithmetic where batches are small;
-here query, key and value are projected in one product instead of three, and the pooling head's query, the same for
-every image, is projected once. It must not know of images, batching or threads.
+here patches are embedded by a plain product instead of a convolution, query, key and value are projected in one
+product instead of three, and the pooling head's query, the same for every image, is projected once. It must not know of
+images, batching or threads.
 """
 
 from typing import NamedTuple
@@ -17,7 +18,7 @@ _GELU_TANH = "gelu_pytorch_tanh"
 
 
 class _Affine(NamedTuple):
-    """Weight and bias of a convolution or a layer norm."""
+    """Weight and bias of a layer norm, or of what becomes a linear layer."""
 
     weight: torch.Tensor
     bias: torch.Tensor
@@ -104,7 +105,7 @@ class VisionTower:
         self._weights = {
             name: weight.detach().to(device=device, dtype=dtype) for name, weight in model.named_parameters()
         }
-        self._patch = self._take("embeddings.patch_embedding")
+        self._patch = self._take_patch_embedding()
         self._positions = self._weights.pop("embeddings.position_embedding.weight")
         self._layers = [self._take_layer(f"encoder.layers.{index}") for index in range(config.num_hidden_layers)]
         self._last_norm = self._take("post_layernorm")
@@ -112,6 +113,11 @@ class VisionTower:
 
     def _take(self, name: str) -> _Affine:
         return _Affine(self._weights.pop(f"{name}.weight"), self._weights.pop(f"{name}.bias"))
+
+    def _take_patch_embedding(self) -> _Linear:
+        """A convolution whose stride is its width is a product with the pixels of each patch, channels last."""
+        weight, bias = self._take("embeddings.patch_embedding")
+        return self._linear(weight.permute(0, 2, 3, 1).flatten(1), bias)
 
     def _take_linear(self, name: str) -> _Linear:
         return self._linear(*self._take(name))
@@ -140,13 +146,18 @@ class VisionTower:
 
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pixel values `[N, 3, S, S]` in the tower's dtype -> embeddings `[N, D]` in the same dtype."""
-        patches = functional.conv2d(pixel_values, *self._patch, stride=self._patch_size)
-        tokens = patches.flatten(2).transpose(1, 2) + self._positions
+        tokens = self._patch(self._patches(pixel_values)) + self._positions
         for layer in self._layers:
             tokens = self._attend(tokens, layer)
             tokens = self._transform(tokens, layer.mlp)
         pooled = self._pool(self._norm(tokens, self._last_norm))
         return self._transform(pooled, self._head_mlp)
+
+    def _patches(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`[N, 3, S, S]` -> the pixels of each patch, `[N, T, patch * patch * 3]`; what fills no patch is left out."""
+        size = self._patch_size
+        squares = pixel_values.unfold(2, size, size).unfold(3, size, size).permute(0, 2, 3, 4, 5, 1)
+        return squares.flatten(3).flatten(1, 2)
 
     def _attend(self, tokens: torch.Tensor, layer: _Layer) -> torch.Tensor:
         """Norm and self-attention, with the residual; tokens `[N, T, D]` both ways."""
