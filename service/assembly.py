@@ -26,24 +26,27 @@ def load_encoders(settings: Settings, cores: Cores, metrics: Metrics) -> tuple[P
     """The checkpoint's preprocessor, one warm encoder a device, and the fingerprint of their embeddings.
 
     Raises:
-        StartupFault: the checkpoint cannot be loaded, a device is not there, or its memory does not suffice.
+        StartupFault: the checkpoint cannot be loaded, a device is not there, is of no use, or has too little memory.
     """
     devices = resolve_devices(settings.device)
     model, preprocessor = load_checkpoint(settings)
-    encoders = [
-        Encoder(
-            model,
-            device,
-            resolve_dtype(settings.dtype, device),
-            preprocessor.scale,
-            preprocessor.offset,
-            cores,
-            metrics,
-        )
-        for device in devices
-    ]
-    for encoder in encoders:
-        encoder.warm_up(settings.max_batch_size)
+    try:
+        encoders = [
+            Encoder(
+                model,
+                device,
+                resolve_dtype(settings.dtype, device),
+                preprocessor.scale,
+                preprocessor.offset,
+                cores,
+                metrics,
+            )
+            for device in devices
+        ]
+        for encoder in encoders:
+            encoder.warm_up(settings.max_batch_size)
+    except RuntimeError as error:  # what torch makes of a device that is full, too old or out of order
+        raise StartupFault(f"cannot compute on {settings.device}: {str(error).strip().splitlines()[0]}") from error
     dtypes = (str(encoder.dtype) for encoder in encoders)
     return preprocessor, encoders, checkpoint_fingerprint(settings, model, preprocessor, dtypes)
 

@@ -5,9 +5,10 @@ Comes in: uint8 pixels `[N, S, S, 3]`, or ready float32 pixel values `[N, 3, S, 
 """
 
 import logging
-import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -73,9 +74,13 @@ class Encoder:
         self.image_seconds = 0.0
         self._cores = cores
         self._metrics = metrics
-        self._turn = threading.Lock()
         if device.type == "cuda":
             self._upload = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            # One thread launches the kernels of all callers: libraries' handles and workspaces belong to a thread, and
+            # so the warm-up makes them for every client.
+            self._launcher = ThreadPoolExecutor(1, thread_name_prefix="launch")
+            # cuDNN's attention is planned anew for each number of images, at tens of milliseconds; the others are not.
+            torch.backends.cuda.enable_cudnn_sdp(False)
 
     def encode(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """uint8 RGB pixels `[N, S, S, 3]` -> float32 embeddings `[N, D]`, row by row in the same order."""
@@ -94,7 +99,8 @@ class Encoder:
             StartupFault: the device runs out of memory.
         """
         started = time.monotonic()
-        for size in _doubling(max_batch_size):
+        # The very first also loads libraries and kernels, which is nothing to judge later ones by.
+        for size in chain((1,), _doubling(max_batch_size)):
             batch_started = time.monotonic()
             try:
                 self._run_batch(torch.zeros((size, self.image_size, self.image_size, 3), dtype=torch.uint8))
@@ -151,19 +157,24 @@ class Encoder:
 
     def _run_on_cuda(self, images: torch.Tensor) -> torch.Tensor:
         """Upload and download overlap the work of other callers; only the kernels are launched in turns."""
+        with torch.cuda.device(self.device), torch.cuda.stream(self._upload):
+            images = images.pin_memory().to(self.device, non_blocking=True)
+            self._upload.synchronize()
+        downloaded, done = self._launcher.submit(self._launch, images).result()
+        # Until here `images` must live: to the allocator its memory is the upload stream's, and free for the next
+        # upload as soon as nobody holds it.
+        done.synchronize()
+        return downloaded
+
+    @torch.inference_mode()
+    def _launch(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
+        """Embeddings on their way to pinned memory, and the event that tells of their arrival."""
         with torch.cuda.device(self.device):
-            with torch.cuda.stream(self._upload):
-                images = images.pin_memory().to(self.device, non_blocking=True)
-                self._upload.synchronize()
+            embeddings = self._forward(images)
+            downloaded = torch.empty(embeddings.shape, pin_memory=True).copy_(embeddings, non_blocking=True)
             done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-            with self._turn:
-                embeddings = self._forward(images)
-                downloaded = torch.empty(embeddings.shape, pin_memory=True).copy_(embeddings, non_blocking=True)
-                done.record()
-            # Until here `images` must live: to the allocator its memory is the upload stream's, and free for the next
-            # upload as soon as nobody holds it.
-            done.synchronize()
-            return downloaded
+            done.record()
+        return downloaded, done
 
     def _forward(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 pixels `[N, S, S, 3]` or float32 pixel values `[N, 3, S, S]` -> float32 embeddings `[N, D]`."""
@@ -207,15 +218,23 @@ def resolve_devices(names: str) -> list[torch.device]:
     """`auto`, `cpu`, `cuda` or `cuda:0,cuda:1` -> devices; `auto` is the first CUDA device, else the CPU.
 
     Raises:
-        StartupFault: a device that is not there.
+        StartupFault: a device that is not there, or named twice.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    # The driver may be too old, which otherwise only the images/s would tell.
+    built_for = f"; is there a driver for CUDA {torch.version.cuda}?" if torch.version.cuda and not count else ""
     if names == "auto":
         names = "cuda:0" if count else "cpu"
+        if built_for:
+            logger.warning("computing on a CPU: torch sees no CUDA device%s", built_for)
     devices = [torch.device("cuda:0" if name == "cuda" else name) for name in names.split(",")]
     for device in devices:
         if device.type == "cuda" and (device.index or 0) >= count:
-            raise StartupFault(f"device {device} is not there: torch sees {count} CUDA device(s); try --device auto")
+            raise StartupFault(
+                f"device {device} is not there: torch sees {count} CUDA device(s){built_for or '; try --device auto'}"
+            )
+    if len(set(devices)) < len(devices):
+        raise StartupFault(f"--device names a device twice: {names}")
     return devices
 
 

@@ -24,6 +24,8 @@ from service.errors import StartupFault
 _PREFIX = "SERVICE_"
 # Pillow refuses larger images by itself.
 _PILLOW_MAX_PIXELS = 178_956_970
+# torch takes no leading zero, and reads what is over 127 as another number.
+_INDEX = r":(0|[1-9]\d?)"
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -72,7 +74,7 @@ class Settings(BaseSettings):
     )
     device: str = Field(
         "auto",
-        pattern=r"^(auto|cpu|cuda(:\d+)?(,cuda:\d+)*)$",
+        pattern=rf"^(auto|cpu|cuda({_INDEX})?(,cuda{_INDEX})*)$",
         description="auto, cpu, cuda, or a list such as cuda:0,cuda:1",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

@@ -206,7 +206,8 @@ def test_a_cpu_has_a_lane_a_core_and_one_more(around: Callable[..., Encoder], co
 
 
 @pytest.mark.parametrize(
-    ("largest", "seconds", "batches"), [(1, 5.0, [1]), (3, 5.0, [1, 2, 3]), (4, 5.0, [1, 2, 4]), (4, -1.0, [1])]
+    ("largest", "seconds", "batches"),
+    [(1, 5.0, [1, 1]), (3, 5.0, [1, 1, 2, 3]), (4, 5.0, [1, 1, 2, 4]), (4, -1.0, [1])],
 )
 def test_warming_up_ends_with_the_largest_batch_or_when_it_gets_long(
     around: Callable[..., Encoder],
@@ -252,6 +253,22 @@ def test_devices(monkeypatch: pytest.MonkeyPatch, names: str, count: int, expect
             resolve_devices(names)
     else:
         assert resolve_devices(names) == [torch.device(name) for name in expected]
+
+
+def test_a_device_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(StartupFault, match="names a device twice: cuda,cuda:0"):
+        resolve_devices("cuda,cuda:0")
+
+
+def test_a_missing_driver_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(StartupFault, match=r"sees 0 CUDA device\(s\); is there a driver for CUDA 13.0\?$"):
+        resolve_devices("cuda")
+    assert resolve_devices("auto") == [CPU]
+    assert caplog.messages == ["computing on a CPU: torch sees no CUDA device; is there a driver for CUDA 13.0?"]
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,8 @@ BAD = [
     ("device", "gpu", "device"),
     ("device", "cuda:0,cpu", "device"),
     ("device", "cuda:", "device"),
+    ("device", "cuda:01", "device"),
+    ("device", "cuda:0,cuda:128", "device"),
     ("model_alias", "a/b", "model_alias"),
     ("model_alias", "Embed_Image", "model_alias"),
     ("log_level", "LOUD", "log_level"),

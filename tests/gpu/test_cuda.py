@@ -1,7 +1,6 @@
 """On CUDA the numbers stay the reference's, in every dtype and under every load. Run it with `pytest tests/gpu`."""
 
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -121,20 +120,20 @@ def test_many_callers_at_once_get_exactly_what_one_gets(dtype: str) -> None:
                 np.testing.assert_array_equal(found, expected)
 
 
-def test_kernels_are_launched_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    inside = threading.Lock()
+def test_kernels_are_launched_in_turns_by_the_thread_that_was_warmed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    launchers = set[int]()
 
     def tower(pixel_values: torch.Tensor) -> torch.Tensor:
-        assert inside.acquire(blocking=False)
-        time.sleep(0.01)
-        inside.release()
+        launchers.add(threading.get_ident())
         return pixel_values.mean(dim=(2, 3))
 
     monkeypatch.setattr(encoder_room, "VisionTower", lambda *_: tower)
     encoder = _encoder("demo", "float32")
     assert encoder.lanes == 2
+    encoder.warm_up(2)
     with ThreadPoolExecutor(8) as callers:
         assert len(list(callers.map(encoder.encode, _batches(encoder) * 2))) == 2 * len(SIZES)
+    assert len(launchers) == 1
 
 
 def test_the_memory_that_the_encoder_takes_is_known() -> None:
