@@ -144,7 +144,14 @@ class Pipeline:
 
     def _encode(self, pixels: Pixels) -> Sequence[Outcome]:
         try:
-            return list(self._encoder.encode(pixels))
+            embeddings = self._encoder.encode(pixels)
         except Exception:
             logger.exception("a batch of %d images could not be encoded", len(pixels))
             return [InternalFault("the image could not be encoded")] * len(pixels)
+        # Activations may overflow in float16; such an embedding would spoil an index in silence.
+        return [
+            embedding
+            if np.isfinite(embedding).all()
+            else InternalFault("the image's embedding is not finite; the service needs another --dtype")
+            for embedding in embeddings
+        ]

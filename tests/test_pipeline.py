@@ -273,6 +273,22 @@ def test_a_broken_encoder_is_the_services_fault_alone(
     assert "RuntimeError: CUDA error at /secret/path" in caplog.text and "Traceback" in caplog.text
 
 
+def test_an_embedding_that_is_not_finite_is_a_fault_of_its_row_and_not_remembered(threads: ThreadPoolExecutor) -> None:
+    class Overflowing(MeanColour):
+        def encode(self, pixels: npt.NDArray[np.uint8]) -> Embedding:
+            means = super().encode(pixels)
+            means[1, 2] = np.inf
+            return means
+
+    metrics = Metrics()
+    pipeline = _pipeline(Overflowing(), threads, cache=EmbeddingCache(2**20), metrics=metrics)
+    rows = [_good(number) for number in range(3)]
+    assert _readable(pipeline.embed(rows)) == [_colour(0), InternalFault, _colour(2)]
+    assert metrics.registry.get_sample_value("embed_images_total", {"code": "internal_error"}) == 1
+    (outcome, _) = pipeline.embed([rows[1], _good(3)])
+    assert _readable([outcome]) == [_colour(1)]
+
+
 def test_a_broken_preprocessor_fails_its_row_alone(
     threads: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
