@@ -10,7 +10,10 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
+import ray
 
+from service.bulk.cluster import Shares, divide
+from service.bulk.command import main
 from service.bulk.embedder import Embedder
 from service.bulk.folder import Busy, Folder
 from service.bulk.plan import Mismatch, Plan
@@ -20,6 +23,7 @@ from service.client.rows import Origin
 from service.cores import Cores
 from service.demo.drawings import draw
 from service.encoder import Encoder
+from service.errors import StartupFault
 from service.settings import load_settings
 from tests.images import sample
 
@@ -68,6 +72,36 @@ def _rows(out: Folder) -> dict[str, tuple[list[float], str | None]]:
 
 def _errors(out: Folder) -> dict[str, str]:
     return {name: error for name, (_, error) in _rows(out).items() if error}
+
+
+@pytest.mark.parametrize(
+    ("device", "worker_cpus", "nodes", "shares"),
+    [
+        ("auto", 0, [{"CPU": 8.0}, {"CPU": 4.0}], Shares(3, 4, 0)),
+        ("cpu", 3, [{"CPU": 8.0, "GPU": 1.0}], Shares(2, 3, 0)),
+        ("auto", 0, [{"CPU": 64.0, "GPU": 8.0}, {"CPU": 8.0}], Shares(8, 8, 1)),
+        ("cuda", 16, [{"CPU": 64.0, "GPU": 8.0}], Shares(4, 16, 1)),
+        ("cuda", 16, [{"CPU": 8.0, "GPU": 1.0}], "no machine has 16 cores for a worker and its GPU"),
+        ("cuda", 0, [{"CPU": 8.0}], "the cluster has no GPU"),
+        ("cpu", 9, [{"CPU": 8.0}], "no machine has 9 cores for a worker"),
+    ],
+)
+def test_a_cluster_is_divided_into_workers_that_it_can_hold(
+    monkeypatch: pytest.MonkeyPatch, device: str, worker_cpus: int, nodes: list[dict[str, float]], shares: Shares | str
+) -> None:
+    gone = {"Alive": False, "Resources": {"CPU": 96.0, "GPU": 8.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [gone, *({"Alive": True, "Resources": node} for node in nodes)])
+    if isinstance(shares, Shares):
+        assert divide(device, worker_cpus) == shares
+    else:
+        with pytest.raises(StartupFault, match=shares):
+            divide(device, worker_cpus)
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "cuda:0,cuda:1"])
+def test_which_gpus_workers_get_is_for_ray_to_say(device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lake", "--out", "vectors", "--device", device]) == 2
+    assert "dealt GPUs by Ray" in capsys.readouterr().err
 
 
 def test_a_plan_stays_and_new_images_become_a_plan_of_their_own(lake: Path, out: Folder) -> None:

@@ -73,13 +73,14 @@ def divide(device: str, worker_cpus: int) -> Shares:
         raise StartupFault("the cluster has no GPU; try --device auto")
     if gpus:
         cpus = worker_cpus or max(1, int(min(node.get("CPU", 1) // node["GPU"] for node in gpus)))
-        return Shares(sum(int(node["GPU"]) for node in gpus), cpus, 1)
-    cores = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
-    cpus = worker_cpus or min(cores, default=1)
-    workers = sum(count // cpus for count in cores)
+        workers = sum(int(min(node["GPU"], node.get("CPU", 0) // cpus)) for node in gpus)
+    else:
+        cores = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
+        cpus = worker_cpus or min(cores, default=1)
+        workers = sum(count // cpus for count in cores)
     if not workers:
-        raise StartupFault(f"no machine has {cpus} cores for a worker")
-    return Shares(workers, cpus, 0)
+        raise StartupFault(f"no machine has {cpus} cores for a worker{' and its GPU' if gpus else ''}")
+    return Shares(workers, cpus, 1 if gpus else 0)
 
 
 def ask(settings: Settings, shares: Shares) -> Facts:

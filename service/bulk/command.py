@@ -83,7 +83,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 def _settings(rest: Sequence[str]) -> Settings:
     """The service's settings, for workers that start elsewhere."""
     settings = load_settings(rest)
-    if "," in settings.device:
+    if settings.device not in ("auto", "cpu", "cuda"):
         raise StartupFault("--device: workers are dealt GPUs by Ray; it is auto, cpu or cuda here")
     folder = Path(settings.checkpoint)
     return settings.model_copy(update={"checkpoint": str(folder.absolute())}) if folder.is_dir() else settings
