@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -25,6 +26,9 @@ _CODES = ("ok", "internal_error")
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _TRITON_TIMEOUT_SECONDS = 5.0
+# Connections at a time, and how long each may be silent.
+_MOST_SCRAPES = 16
+_SCRAPER_TIMEOUT_SECONDS = 5.0
 _TRITON_OPENS_SECONDS = 0.01
 
 
@@ -134,6 +138,24 @@ class Metrics:
 
 
 class _Server(ThreadingHTTPServer):
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(address, handler)
+        self._room = threading.BoundedSemaphore(_MOST_SCRAPES)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Hang up on who is too many: each holds a thread, and a descriptor that the service may need."""
+        if self._room.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer it, and make room again."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+
     def handle_error(self, request: object, client_address: object) -> None:
         """Log it; by itself the library prints a traceback where a client leaves before its answer is complete."""
         logger.warning("a scrape could not be answered", exc_info=True)
@@ -150,6 +172,8 @@ def metrics_endpoint(
     """
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = _SCRAPER_TIMEOUT_SECONDS
+
         def do_GET(self) -> None:
             if self.path != "/metrics":
                 return self.send_error(404)

@@ -4,7 +4,7 @@ import socket
 import threading
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.client import RemoteDisconnected
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.error import HTTPError, URLError
@@ -14,6 +14,7 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service import metrics as metrics_room
 from service.local_client import LocalClient
 from service.metrics import Metrics, metrics_endpoint
 from tests.ports import unused_port
@@ -234,6 +235,19 @@ def test_a_proxy_of_the_environment_does_not_stand_before_triton(
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{unused_port()}")
         with opener.open(f"{url}/metrics", timeout=30) as response:
             assert response.status == 200
+
+
+@pytest.mark.parametrize(("most", "seconds", "last"), [(2, 3600.0, 2), (16, 0.1, 0)], ids=["too many", "too slow"])
+def test_connections_that_say_nothing_are_few_and_soon_gone(
+    triton: LocalClient, monkeypatch: pytest.MonkeyPatch, most: int, seconds: float, last: int
+) -> None:
+    """Each would hold a thread and a descriptor of the service."""
+    monkeypatch.setattr(metrics_room, "_MOST_SCRAPES", most)
+    monkeypatch.setattr(metrics_room, "_SCRAPER_TIMEOUT_SECONDS", seconds)
+    with _served(Metrics(), triton) as url, ExitStack() as silent:
+        address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        connections = [silent.enter_context(socket.create_connection(address, timeout=30)) for _ in range(3)]
+        assert connections[last].recv(1) == b""
 
 
 def test_the_port_is_free_again_at_the_end_whatever_ended_it(triton: LocalClient) -> None:
