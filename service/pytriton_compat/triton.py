@@ -50,6 +50,10 @@ _HEAPS = {
     # Or the first large body that is freed has glibc put all that are smaller into the heaps, too, between what stays.
     "MALLOC_MMAP_THRESHOLD_": "131072",
 }
+# Triton parses JSON by recursion, and copies a whole body of the content type that curl sends by default onto the
+# stack, twice, before it looks at a token: the usual 8 MB end it with a photograph of 4. Only what is used takes
+# memory, and stays; this is enough for twice what the documented proxy lets through.
+_STACK_BYTES = 2**27
 _ADMIN_ENDPOINTS = ("shared-memory", "model-repository", "trace", "logging")
 _USER_ENDPOINTS = ("inference", "statistics")
 _LOG_LEVELS = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR}
@@ -167,7 +171,8 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         self._offer_libpython()
         for name, value in _HEAPS.items():
             os.environ.setdefault(name, value)  # read by glibc at the start of a process, so not by this one
-        self._run_server()
+        with _stack_limit(_STACK_BYTES):
+            self._run_server()
         deadline = time.monotonic() + _START_SECONDS
         while not self._is_ready():
             self._check_start(deadline)
@@ -363,6 +368,17 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             raise StartupFault(f"tritonserver ended while it started; its last line: {self._last_line[:500]}")
         if time.monotonic() > deadline:
             raise StartupFault(f"tritonserver was not ready after {_START_SECONDS:.0f} s")
+
+
+@contextlib.contextmanager
+def _stack_limit(size: int) -> Iterator[None]:
+    """Give each thread of the processes that are started meanwhile a stack of so many bytes, or of what is allowed."""
+    before, most = resource.getrlimit(resource.RLIMIT_STACK)
+    resource.setrlimit(resource.RLIMIT_STACK, (size if most == resource.RLIM_INFINITY else min(size, most), most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_STACK, (before, most))
 
 
 def _has_died(process: psutil.Process) -> bool:

@@ -22,8 +22,8 @@ ADMIN = {"triton-access-token": ADMIN_TOKEN}
 HUGE_SHAPE = '{"inputs": [{"name": "INPUT_IMAGE", "shape": [1099511627776, 1], "datatype": "FP32", "data": []}]}'
 DEEPLY_NESTED = (
     '{"inputs": [{"name": "INPUT_IMAGE", "shape": [1, 1], "datatype": "BYTES", "data": '
-    + "[" * 50_000
-    + "]" * 50_000
+    + "[" * 2_000_000
+    + "]" * 2_000_000
     + "}]}"
 )
 ADMIN_CALLS = [

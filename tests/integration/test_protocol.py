@@ -98,6 +98,7 @@ NO_NUMBER = "attempt to access JSON non-unsigned-integer as unsigned-integer"
 PARSE = "Unable to parse "
 ID = "[request id: <id_unknown>] "
 CHUNKED = {**RAW_HEADERS, "Transfer-Encoding": "chunked"}
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}  # as curl has it by default
 GZIP = {**RAW_HEADERS, "Content-Encoding": "gzip"}
 
 HTTP = [
@@ -117,7 +118,9 @@ HTTP = [
     Http("invalid UTF-8 in a name", 400, "unexpected inference input", request(name="AA").replace(b"AA", b"\xff\xfe")),
     Http("NaN in a shape", 500, PARSE + "'shape': " + NO_NUMBER, request(shape=[float("nan"), 1])),
     Http("a huge number", 500, NO_JSON + "Number too big", request(shape=[10**400, 1])),
-    Http("nested 100,000 deep", 500, NO_JSON, b"[" * 100_000),
+    Http("nested 500,000 deep", 500, NO_JSON, b"[" * 500_000),
+    Http("a tensor nested 50,000 deep", 400, "", request(data="X").replace(b'"X"', b"[" * 50_000 + b"]" * 50_000)),
+    Http("a photograph as a form", 500, NO_JSON, b"\xff\xd8" * 2**23, FORM),
     Http("the first of two inputs is empty", 400, ID + "expected 1 inputs", b'{"inputs":[],' + request()[1:]),
     Http("a number as id", 500, PARSE + "'id'", whole(id=5)),
     # Triton: accepted, though no client should send them.
