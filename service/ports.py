@@ -6,6 +6,7 @@ It must not know what listens there.
 import contextlib
 import os
 import socket
+from collections.abc import Collection
 
 from service.errors import StartupFault
 
@@ -17,8 +18,11 @@ _TRIES = 100
 _PLACE = 8
 
 
-def free_ports(count: int) -> list[int]:
+def free_ports(count: int, taken: Collection[int] = ()) -> list[int]:
     """Different ports of the loopback interface that nothing listens on.
+
+    Args:
+        taken: ports that something else is to listen on later.
 
     Raises:
         StartupFault: there are not as many among a hundred.
@@ -27,6 +31,8 @@ def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as probes:
         for number in range(_TRIES):
             port = _PORTS[(os.getpid() * _PLACE + number) % len(_PORTS)]
+            if port in taken:
+                continue
             with contextlib.suppress(OSError):
                 probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
                 ports.append(port)

@@ -68,7 +68,7 @@ def serve(settings: Settings) -> None:
         shutdown = _shutdown_on_signals()
         pipelines = build_pipelines(settings, preprocessor, encoders, cores, helpers, metrics)
         known = known_embedding(pipelines)
-        http_port, metrics_port = free_ports(2)
+        http_port, metrics_port = free_ports(2, settings.ports.values())
         http = _http_address(settings, http_port)
         triton = _build_triton(settings, access, workspace, http, metrics_port)
         stack.callback(triton.stop)
@@ -242,10 +242,11 @@ def _announce(settings: Settings, encoder: Encoder, facts: Mapping[str, str]) ->
     names = {"http_port": "HTTP", "grpc_port": "gRPC", "metrics_port": "metrics"}
     for name, port in settings.ports.items():
         logger.info("%s on %s:%d", names[name], settings.host, port)
-    if settings.http_port:
+    if settings.http_port and not settings.access_token_file:
         logger.info(
-            "try: base64 -w0 photo.jpg | sed 's/.*/%s/' | curl -s -d @- http://%s:%d/v2/models/embed_image/infer",
+            "try: base64 -w0 photo.jpg | sed 's/.*/%s/' | curl -s %s -d @- http://%s:%d/v2/models/embed_image/infer",
             _JSON_REQUEST,
+            "-H 'Content-Type: application/json'",
             "127.0.0.1" if settings.host == "0.0.0.0" else settings.host,
             settings.http_port,
         )

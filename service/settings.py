@@ -6,6 +6,7 @@ Comes in: a TOML file, the environment (`SERVICE_...`) and the command line, the
 
 import os
 from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,6 +28,9 @@ _PILLOW_MAX_PIXELS = 178_956_970
 # torch takes no leading zero, and reads what is over 127 as another number.
 _INDEX = r":(0|[1-9]\d?)"
 
+# The largest number that Triton's configuration holds.
+_INT32 = 2**31 - 1
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -36,8 +40,16 @@ def _background(value: str) -> str:
     return value
 
 
+def _ipv4_address(value: str) -> str:
+    """Triton resolves no name: it would listen on an address that nobody reaches."""
+    try:
+        return str(IPv4Address(value))
+    except ValueError as error:
+        raise ValueError("it must be an IPv4 address such as 127.0.0.1") from error
+
+
 def _model_alias(value: str) -> str:
-    if value.lower() in ("embed_image", "draining"):
+    if value.lower() in ("embed_image", "draining", "heartbeat"):
         raise ValueError("this name is taken by the service itself")
     return value
 
@@ -69,7 +81,7 @@ class Settings(BaseSettings):
     )
     model_alias: Annotated[str, AfterValidator(_model_alias)] = Field(
         "siglip",
-        pattern=r"^[A-Za-z0-9._-]+$",
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$",
         description="name of the served model: the one value of the parameter embed_model, and the PIXEL_VALUES model",
     )
     device: str = Field(
@@ -80,7 +92,9 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="what the model computes in; auto is bfloat16 where the device has units for it"
     )
-    host: str = Field("127.0.0.1", description="address that all ports listen on; 0.0.0.0 for all interfaces")
+    host: Annotated[str, AfterValidator(_ipv4_address)] = Field(
+        "127.0.0.1", description="IPv4 address that all ports listen on; 0.0.0.0 for all interfaces"
+    )
     http_port: Port = Field(8000, description="HTTP port; 0 switches it off")
     grpc_port: Port = Field(8001, description="gRPC port; 0 switches it off")
     metrics_port: Port = Field(8002, description="Prometheus metrics port; 0 switches it off")
@@ -89,7 +103,7 @@ class Settings(BaseSettings):
         0, ge=0, le=10_000_000, description="microseconds that a request waits for others to fill its batch"
     )
     max_queue_size: int = Field(
-        1024, ge=1, description="most requests that wait for a batch; what is over it is refused with 503"
+        1024, ge=1, le=_INT32, description="most requests that wait for a batch; what is over it is refused with 503"
     )
     queue_timeout_ms: int = Field(
         60_000, ge=1, le=86_400_000, description="milliseconds that a request waits for a batch before it gets a 503"
@@ -102,7 +116,7 @@ class Settings(BaseSettings):
     )
     cpu_threads: int = Field(0, ge=0, le=1024, description="threads that decode, and on a CPU encode; 0 is one a core")
     exact_pixels: bool = Field(False, description="decode and resize with Pillow exactly as the reference does; slower")
-    max_image_bytes: int = Field(32 * 2**20, ge=1, description="largest encoded image in bytes")
+    max_image_bytes: int = Field(32 * 2**20, ge=1, le=_INT32, description="largest encoded image in bytes")
     max_image_pixels: int = Field(
         50_000_000, ge=1, le=_PILLOW_MAX_PIXELS, description="largest image in pixels, read from its header"
     )
