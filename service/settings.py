@@ -59,6 +59,9 @@ class Settings(BaseSettings):
 
     Each setting can also stand in the TOML file (lanes = 2) and in the environment (SERVICE_LANES=2). The command line
     wins over the environment, the environment over the file.
+
+    Beside it: python -m service fetch brings a checkpoint from the model hub, python -m service.client embeds many
+    images, python -m service.bulk does so without a server, python -m service.probe tells whether a service is able.
     """
 
     model_config = SettingsConfigDict(
