@@ -72,7 +72,7 @@ def serve(settings: Settings) -> None:
         http = _http_address(settings, http_port)
         triton = _build_triton(settings, access, workspace, http, metrics_port)
         stack.callback(triton.stop)
-        _bind_models(triton, settings, encoders, pipelines, metrics, facts)
+        _bind_models(triton, settings, encoders, pipelines, metrics, facts | _defaults(settings))
         if settings.metrics_port:
             own = LocalClient("127.0.0.1", metrics_port)
             stack.enter_context(metrics_endpoint(metrics, settings.host, settings.metrics_port, own, access.token))
@@ -128,6 +128,12 @@ def _facts(settings: Settings, encoders: Sequence[Encoder], digest: str) -> dict
         "device": ", ".join(str(encoder.device) for encoder in encoders),
         "fingerprint": digest,
     }
+
+
+def _defaults(settings: Settings) -> dict[str, str]:
+    """What becomes of requests without parameters, for clients that send none."""
+    names = ("default_base64_encoded", "default_normalize")
+    return {name: str(getattr(settings, name)).lower() for name in names}
 
 
 def _introduce(encoders: Sequence[Encoder], facts: Mapping[str, str], metrics: Metrics) -> None:

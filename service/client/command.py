@@ -94,7 +94,7 @@ def _positive(text: str) -> int:
 async def _embed(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     async with _connect(options) as transport:
         served = await persist(transport.served, _FIRST_ANSWER, asyncio.Event())
-        origin = Origin(served.fingerprint, options.model, str(options.normalize))
+        origin = Origin(served.fingerprint, options.model, str(options.normalize or served.normalize))
         with open_results(options.out, origin, served.dimension) as results:
             known = results.known(without_failed=options.retry_failed)
             if known:

@@ -128,7 +128,7 @@ class Job:
         """Keep what is answered, unless another service has taken the place of the one that was asked."""
         with contextlib.suppress(TryAgain):
             if (served := await self._transport.served()) != self._served:
-                raise Refused(f"the fingerprint was {self._served.fingerprint} and now is {served.fingerprint}")
+                raise Refused(f"the service was of {self._served}; now it is of {served}")
         async with self._saving:
             rows, self._rows = self._rows, []
             await asyncio.to_thread(self._results.write, rows)

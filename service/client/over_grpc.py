@@ -72,7 +72,8 @@ class GrpcTransport:
         request = service_pb2.ModelConfigRequest(name=self._model)
         answer = await self._call(self._stub.ModelConfig, request, SERVED_SECONDS)
         dimensions = [dimension for output in answer.config.output for dimension in output.dims]
-        return read_served(answer.config.parameters["fingerprint"].string_value, dimensions)
+        parameters = {name: value.string_value for name, value in answer.config.parameters.items()}
+        return read_served(parameters, dimensions)
 
     async def embed(self, image: bytes) -> Embedding:
         """A BYTES element is four bytes of length, then the image."""

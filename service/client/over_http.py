@@ -65,8 +65,9 @@ class HttpTransport:
         body, _ = await self._ask("GET", "/config", SERVED_SECONDS)
         try:
             config = json.loads(body)
-            return read_served(config["parameters"]["fingerprint"]["string_value"], config["output"][0]["dims"])
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+            parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
+            return read_served(parameters, config["output"][0]["dims"])
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise Refused("what answers there is no service of image embeddings") from error
 
     async def embed(self, image: bytes) -> Embedding:

@@ -5,7 +5,8 @@ a failed request means for its image and for the run. It must not know how any o
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,10 +23,14 @@ SERVED_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Served:
-    """What a service says of its model: the fingerprint of its embeddings, and their dimension D."""
+    """What a service says of its model: its embeddings' fingerprint and dimension D, and whether all get norm 1."""
 
     fingerprint: str
     dimension: int
+    normalize: bool
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in asdict(self).items())
 
 
 @dataclass(frozen=True)
@@ -91,12 +96,18 @@ def failure(code: str, message: str) -> ImageFailed:
     return ImageFailed(line if re.match("[a-z0-9_]+: ", line) else f"{code}: {line}")
 
 
-def read_served(fingerprint: str, dimensions: list[Any]) -> Served:
+def read_served(parameters: Mapping[str, str], dimensions: list[Any]) -> Served:
     """What a model's configuration says, in the types of `Served`.
 
     Raises:
-        Refused: it is not the configuration of a service that embeds images.
+        Refused: it is not the configuration of a service that embeds images as they are sent here.
     """
+    fingerprint = parameters.get("fingerprint")
     if not fingerprint or len(dimensions) != 1:
         raise Refused("the model there tells no fingerprint of its embeddings")
-    return Served(fingerprint, int(dimensions[0]))
+    # The raw form over HTTP has no room for parameters that would say otherwise.
+    if parameters.get("default_base64_encoded") == "true":
+        raise Refused(
+            "the service takes images for base64 text (--default-base64-encoded true); here they are sent raw"
+        )
+    return Served(fingerprint, int(dimensions[0]), parameters.get("default_normalize") == "true")

@@ -35,6 +35,7 @@ class FakeService(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.fingerprint = "0123456789abcdef"
+        self.defaults: dict[str, str] = {}
         self.gate = threading.Event()
         self.is_gone = False
         self.asked: Counter[str] = Counter()
@@ -54,8 +55,9 @@ class _Handler(BaseHTTPRequestHandler):
     server: FakeService
 
     def do_GET(self) -> None:
+        parameters = {"fingerprint": self.server.fingerprint, **self.server.defaults}
         config = {
-            "parameters": {"fingerprint": {"string_value": self.server.fingerprint}},
+            "parameters": {name: {"string_value": value} for name, value in parameters.items()},
             "output": [{"dims": [DIMENSION]}],
         }
         self._send(200, json.dumps(config).encode())

@@ -209,7 +209,29 @@ def test_embeddings_of_another_service_are_not_mixed_in(
 
     _when(lambda: fake.asked["waits #3"], replace)
     assert main(_arguments(images, fake, tmp_path / "other.parquet")) == 2
-    assert "now is new" in capsys.readouterr().err and not (tmp_path / "other.parquet").exists()
+    assert "now it is of fingerprint new" in capsys.readouterr().err and not (tmp_path / "other.parquet").exists()
+
+
+def test_embeddings_that_the_service_normalizes_unasked_count_as_normalized(
+    fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = _images(tmp_path / "images", "200")
+    fake.defaults = {"default_normalize": "true", "default_base64_encoded": "false"}
+    assert main(_arguments(images, fake, out)) == 0
+    assert pq.read_schema(out).metadata[b"normalize"] == b"True"
+    fake.defaults = {}  # as a service tells that is older than they are
+    assert main(_arguments(images, fake, out)) == 2
+    assert "normalize True; now it would be" in capsys.readouterr().err
+    assert main(_arguments(images, fake, out, "--normalize")) == 0
+
+
+def test_a_service_that_expects_base64_is_sent_nothing(
+    fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.defaults = {"default_base64_encoded": "true"}
+    assert main(_arguments(_images(tmp_path / "images", "200"), fake, out)) == 2
+    said = capsys.readouterr().err
+    assert "--default-base64-encoded true" in said and said.count("\n") == 1 and not fake.asked
 
 
 def test_a_service_that_is_gone_ends_the_run_and_blames_no_image(

@@ -1,4 +1,4 @@
-"""Over gRPC, calls are shared out over all addresses of a service."""
+"""Over gRPC, calls are shared out over all addresses of a service, and its configuration says what it does unasked."""
 
 import asyncio
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from service.client.over_grpc import connect_grpc
-from service.client.transport import Access
+from service.client.transport import Access, Refused, Served
 
 CALLS = 40
 
@@ -22,6 +22,14 @@ class Replica(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
 
     def __init__(self) -> None:
         self.answered = 0
+        self.defaults: dict[str, str] = {}
+
+    def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+        answer = service_pb2.ModelConfigResponse()
+        answer.config.output.add(dims=[4])
+        for name, value in {"fingerprint": "0123", **self.defaults}.items():
+            answer.config.parameters[name].string_value = value
+        return answer
 
     def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.answered += 1
@@ -58,3 +66,16 @@ def test_replicas_behind_one_name_get_equal_shares(replicas: dict[str, Replica])
             assert [now - then for now, then in zip(answered, before, strict=True)] == [CALLS / 2] * 2
 
     asyncio.run(asyncio.wait_for(embed(), 60))
+
+
+def test_what_the_service_does_unasked_is_known_before_the_first_image(replicas: dict[str, Replica]) -> None:
+    async def served(**defaults: str) -> Served:
+        (address, replica), *_ = replicas.items()
+        replica.defaults = defaults
+        async with connect_grpc(f"grpc://{address}", "embed_image", Access(), 60) as transport:
+            return await transport.served()
+
+    assert asyncio.run(served()) == Served("0123", 4, normalize=False)
+    assert asyncio.run(served(default_normalize="true")) == Served("0123", 4, normalize=True)
+    with pytest.raises(Refused, match="--default-base64-encoded true"):
+        asyncio.run(served(default_base64_encoded="true"))

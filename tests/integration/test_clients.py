@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import requests
 import tritonclient.grpc
@@ -23,7 +24,7 @@ from tests.integration.clients import (
     read_raw_answer,
 )
 from tests.integration.reference import photographs
-from tests.integration.service_process import ServiceProcess, wait_for
+from tests.integration.service_process import ServiceProcess, service, wait_for
 
 
 @pytest.mark.parametrize("style", EMBED_BY)
@@ -51,6 +52,17 @@ def test_the_command_for_many_images_gets_them_too_and_names_what_failed(
     names = Path(f"{out}.ids.txt").read_text().splitlines()
     expected = reference.embed([(folder / name).read_bytes() for name in names])
     assert len(names) == len(photographs()) and cosines(np.load(out), expected).min() > 0.99999
+
+
+def test_the_command_notes_that_the_service_normalizes_unasked(tmp_path: Path) -> None:
+    (tmp_path / "0.jpg").write_bytes(photographs()[0])
+    with service(tmp_path, "--default-normalize", "true") as running:
+        for scheme, port in (("http", running.http_port), ("grpc", running.grpc_port)):
+            out = tmp_path / f"{scheme}.parquet"
+            assert embed_many(["embed", str(tmp_path), "--url", f"{scheme}://127.0.0.1:{port}", "--out", str(out)]) == 0
+            table = pq.read_table(out)
+            assert table.schema.metadata[b"normalize"] == b"True"
+            np.testing.assert_allclose(np.linalg.norm(table["embedding"].to_pylist(), axis=1), 1.0, rtol=1e-5)
 
 
 def test_the_raw_answer_is_a_json_header_and_exactly_one_embedding(running: ServiceProcess) -> None:
@@ -107,7 +119,10 @@ def test_metadata_config_statistics_health_and_metrics(running: ServiceProcess) 
 
 
 def test_everyone_learns_what_is_served_and_nothing_of_the_server(running: ServiceProcess) -> None:
-    """One fingerprint in the log, the metrics and both models' configuration, over HTTP and gRPC."""
+    """One fingerprint in the log, the metrics and both models' configuration, over HTTP and gRPC.
+
+    The configuration also tells what is done with requests that have no parameters.
+    """
     scrape = requests.get(f"http://127.0.0.1:{running.metrics_port}/metrics", timeout=30).text
     (line,) = [line for line in scrape.splitlines() if line.startswith("embed_service_info{")]
     facts = dict(re.findall(r'(\w+)="(.*?)"', line))
@@ -117,13 +132,14 @@ def test_everyone_learns_what_is_served_and_nothing_of_the_server(running: Servi
     }  # fmt: skip
     assert re.fullmatch("[0-9a-f]{16}", facts["fingerprint"])
     wait_for(lambda: f"in float32, fingerprint {facts['fingerprint']}" in running.output(), seconds=30)
+    told = {**facts, "default_base64_encoded": "false", "default_normalize": "false"}
     for model in ("embed_image", "siglip"):
         url = f"{running.url}/v2/models/{model}"
         parameters = requests.get(f"{url}/config", timeout=30).json()["parameters"]
-        assert {name: value["string_value"] for name, value in parameters.items()} == facts
+        assert {name: value["string_value"] for name, value in parameters.items()} == told
         with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{running.grpc_port}") as client:
             config = client.get_model_config(model).config
-        assert {name: value.string_value for name, value in config.parameters.items()} == facts
+        assert {name: value.string_value for name, value in config.parameters.items()} == told
         answers = [requests.get(each, timeout=30).text for each in (url, f"{url}/config", f"{url}/stats")]
         assert not [answer for answer in (*answers, scrape) if str(running.temporary) in answer]
 
