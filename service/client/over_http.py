@@ -79,7 +79,9 @@ class HttpTransport:
         """The body of a good answer, and the length of its JSON header."""
         timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=_CONNECT_SECONDS)
         try:
-            async with self._session.request(method, self._url + path, timeout=timeout, **content) as response:
+            # Where redirections are followed, a POST comes there as a GET.
+            request = self._session.request(method, self._url + path, timeout=timeout, allow_redirects=False, **content)
+            async with request as response:
                 body = await response.read()
         except asyncio.TimeoutError as error:
             raise TryAgain("no answer in time") from error
@@ -94,6 +96,8 @@ def _check(response: aiohttp.ClientResponse, body: bytes) -> None:
     status = response.status
     if status == 200:
         return
+    if 300 <= status < 400:
+        raise Refused(f"HTTP {status}: the way on is {response.headers.get('Location', 'not told')}; change --url")
     try:
         message = str(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError):

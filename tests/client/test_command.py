@@ -256,6 +256,14 @@ def test_a_service_that_is_there_but_never_answers_an_image_fails_that_image(
     }
 
 
+def test_redirections_are_not_followed_but_told(
+    fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(_arguments(_images(tmp_path / "images", "301"), fake, out)) == 2
+    assert "error: HTTP 301: the way on is /moved/v2/models/embed_image/infer;" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_words_that_make_no_sense_and_closed_doors_are_exit_code_2(
     fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
