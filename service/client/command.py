@@ -7,6 +7,7 @@ as it stands, 3 when the service cannot be reached, 128 and the signal's number 
 import argparse
 import asyncio
 import contextlib
+import re
 import shlex
 import signal
 import sys
@@ -25,6 +26,8 @@ from service.client.transport import Access, ImageFailed, Refused, Transport
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SCHEMES = ("http", "https", "grpc", "grpcs")
+# What RFC 6750 allows; with anything else, no header can be made or understood.
+_TOKEN = re.compile(rb"[A-Za-z0-9._~+/=-]+")
 # A replica may be restarting, but who mistypes an address is not to wait for long.
 _FIRST_ANSWER = Patience(total=10.0, broken=10.0)
 
@@ -115,7 +118,7 @@ async def _embed(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 @contextlib.asynccontextmanager
 async def _connect(options: argparse.Namespace) -> AsyncIterator[Transport]:
-    token = options.token_file.read_text().strip() if options.token_file else None
+    token = _read_token(options.token_file) if options.token_file else None
     access = Access(token, options.ca_file, options.cert_file, options.key_file)
     target = (options.url.rstrip("/"), options.model, access, options.request_timeout)
     if options.url.startswith("http"):
@@ -127,6 +130,13 @@ async def _connect(options: argparse.Namespace) -> AsyncIterator[Transport]:
 
         async with connect_grpc(*target) as over_grpc:
             yield over_grpc
+
+
+def _read_token(path: Path) -> str:
+    token = path.read_bytes().strip()
+    if not _TOKEN.fullmatch(token):
+        raise Refused(f"{path} must hold one token of letters, digits and ._~+/=-, and nothing else (--token-file)")
+    return token.decode()
 
 
 async def _run_until_signal(job: Job) -> int | None:

@@ -264,6 +264,19 @@ def test_redirections_are_not_followed_but_told(
     assert not out.exists()
 
 
+@pytest.mark.parametrize("content", [b"to\xffken", b"to\nken", "tökén".encode(), b"\xef\xbb\xbftoken", b"\n"])
+def test_a_file_that_holds_no_token_is_exit_code_2_in_one_line(
+    fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    (tmp_path / "token").write_bytes(content)
+    images = _images(tmp_path / "images", "200")
+    assert main(_arguments(images, fake, out, "--token-file", str(tmp_path / "token"))) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path}/token must hold one token") and said.count("\n") == 1
+    (tmp_path / "token").write_bytes(b"token\r\n")
+    assert main(_arguments(images, fake, out, "--token-file", str(tmp_path / "token"))) == 0
+
+
 def test_words_that_make_no_sense_and_closed_doors_are_exit_code_2(
     fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
