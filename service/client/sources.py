@@ -95,6 +95,8 @@ class Images:
         elif self._folder:
             yield from walk(self._folder, self.unlisted)
         else:
+            if not glob.has_magic(self._source):
+                os.lstat(self._source)  # raises where nothing is, which a pattern just does not match
             yield from (name for name in glob.iglob(self._source, recursive=True) if not os.path.isdir(name))
 
 

@@ -284,6 +284,7 @@ def test_words_that_make_no_sense_and_closed_doors_are_exit_code_2(
     assert main(_arguments(images, fake, out)) == 2
     assert "error: HTTP 403: This API is restricted" in capsys.readouterr().err
     assert main(_arguments(tmp_path / "nowhere", fake, out)) == 2
+    assert f"error: {tmp_path}/nowhere: No such file or directory" in capsys.readouterr().err
     assert main(_arguments(images, fake, out, "--token-file", str(tmp_path / "none"))) == 2
     for wrong in (["--out", "x.csv"], ["--url", "localhost:8000"], ["--in-flight", "0"]):
         with pytest.raises(SystemExit, match="2"):
