@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import os
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,8 @@ class Folder:
             OSError: an object store cannot be listed.
         """
         if self.is_local:
-            yield from walk(self.path, unlisted)  # as the client: a link is no folder, and names are bytes
+            # As the client: a link is no folder, and names are bytes.
+            yield from walk(self.path, unlisted, Counter())
             return
         for info in self.filesystem.get_file_info(pa.fs.FileSelector(self.path, recursive=True)):
             if info.is_file and info.path.lower().endswith(SUFFIXES):

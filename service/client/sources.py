@@ -11,6 +11,7 @@ import glob
 import os
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from queue import SimpleQueue
@@ -34,6 +35,7 @@ class Images:
     Attributes:
         total: how many there are to embed; None until all are listed.
         unlisted: folders that could not be listed, and why.
+        left_out: files below a folder that have no image's name, by what their names end in.
     """
 
     def __init__(self, source: str, known: set[str], max_bytes: int) -> None:
@@ -43,6 +45,7 @@ class Images:
         """
         self.total: int | None = None
         self.unlisted: list[str] = []
+        self.left_out: Counter[str] = Counter()
         self._folder = source if os.path.isdir(source) else ""
         self._source = source
         self._known = known
@@ -93,17 +96,17 @@ class Images:
             with open(sys.stdin.fileno(), errors="surrogateescape", newline="\n", closefd=False) as lines:
                 yield from filter(None, (line.rstrip("\r\n") for line in lines))
         elif self._folder:
-            yield from walk(self._folder, self.unlisted)
+            yield from walk(self._folder, self.unlisted, self.left_out)
         else:
             if not glob.has_magic(self._source):
                 os.lstat(self._source)  # raises where nothing is, which a pattern just does not match
             yield from (name for name in glob.iglob(self._source, recursive=True) if not os.path.isdir(name))
 
 
-def walk(folder: str, unlisted: list[str], below: str = "") -> Iterator[str]:
+def walk(folder: str, unlisted: list[str], left_out: Counter[str], below: str = "") -> Iterator[str]:
     """Names of the images `below` a folder, relative to it; links to files are followed, links to folders are not.
 
-    Folders that cannot be listed join `unlisted`, each with the reason.
+    Folders that cannot be listed join `unlisted`, each with the reason; files of other names count in `left_out`.
     """
     folders = []
     try:
@@ -114,10 +117,12 @@ def walk(folder: str, unlisted: list[str], below: str = "") -> Iterator[str]:
                     folders.append(name)
                 elif entry.name.lower().endswith(SUFFIXES):
                     yield name
+                elif entry.is_file(follow_symlinks=False):
+                    left_out[id_of(os.path.splitext(entry.name)[1].lower()) or "none"] += 1
     except OSError as error:
         unlisted.append(f"{Path(folder, below)}: {error.strerror}")
     for each in folders:
-        yield from walk(folder, unlisted, each)
+        yield from walk(folder, unlisted, left_out, each)
 
 
 def id_of(name: str) -> str:

@@ -256,6 +256,22 @@ def test_a_service_that_is_there_but_never_answers_an_image_fails_that_image(
     }
 
 
+def test_files_that_are_left_out_by_their_names_are_counted(
+    fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "images"
+    (folder / "below").mkdir(parents=True)
+    for name in ("a.HEIC", "below/b.heic", "notes"):
+        (folder / name).touch()
+    (folder / "link").symlink_to("below")
+    told = "3 files left out by their names: .heic 2, none 1\n"
+    assert main(_arguments(folder, fake, out)) == 2
+    assert capsys.readouterr().err.endswith(f"error: there are no images in {folder}; {told}")
+    (folder / "0.jpg").write_text("200 #0")
+    assert main(_arguments(folder, fake, out)) == 0
+    assert capsys.readouterr().err.endswith(f"\n{told}")
+
+
 def test_redirections_are_not_followed_but_told(
     fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
