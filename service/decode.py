@@ -49,6 +49,8 @@ _TRANSPOSE_BY_ORIENTATION = {
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 # 32-bit integers and floats: nothing in the file says which value is white, so any guess would be silently wrong.
 _UNSCALED_MODES = ("I", "F")
+# What Pillow multiplies the samples of a gray PNG by that have 2 or 4 bits.
+_GRAY_STEPS = {"L;2": 85, "L;4": 17}
 _LOOKS_LIKE_BASE64 = re.compile(rb"[A-Za-z0-9+/\-_]{16}|data:")
 
 
@@ -162,17 +164,19 @@ class Decoder:
             return None
         return pixels
 
-    def _decode_with_pillow(self, image: Image.Image, scale: int) -> npt.NDArray[np.uint8]:
+    def _decode_with_pillow(self, image: ImageFile.ImageFile, scale: int) -> npt.NDArray[np.uint8]:
         if scale > 1:
             image.draft(None, (image.width // scale, image.height // scale))
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             _forget_subdirectories(image)
+        stored = image.tile[0].args if image.tile else None  # forgotten once the pixels are there
         image.load()
+        _scale_transparent_colour(image, stored)
         return np.array(self._to_rgb(image))
 
     def _to_rgb(self, image: Image.Image) -> Image.Image:
         if image.mode in _SIXTEEN_BIT_MODES:
-            return _high_byte(image).convert("RGB")
+            image = _eight_bits(image)
         if self.background is not None and image.has_transparency_data:
             return _composite(image, self.background)
         # convert() would copy an image that is RGB already.
@@ -251,9 +255,26 @@ def _transpose(image: Image.Image, stripped: metadata.Stripped) -> Image.Transpo
     return None if orientation is None else _TRANSPOSE_BY_ORIENTATION.get(orientation)
 
 
-def _high_byte(image: Image.Image) -> Image.Image:
-    """16-bit gray -> 8-bit gray, as Pillow itself reads 16-bit colour; its own conversion clips to white instead."""
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+def _scale_transparent_colour(image: Image.Image, stored: object) -> None:
+    """Bring a PNG's transparent colour, which Pillow leaves as it is in the file, to the 8 bits of its samples."""
+    colour = image.info.get("transparency")
+    if isinstance(colour, tuple) and stored == "RGB;16B":
+        image.info["transparency"] = tuple(sample >> 8 for sample in colour)
+    elif isinstance(colour, int) and stored in _GRAY_STEPS:
+        image.info["transparency"] = colour * _GRAY_STEPS[stored]
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit gray -> 8-bit gray, as Pillow itself reads 16-bit colour; its own conversion clips to white instead.
+
+    Where one value is transparent, the result has an alpha channel.
+    """
+    samples = np.asarray(image)
+    gray = (samples >> 8).astype(np.uint8)
+    if "transparency" not in image.info:
+        return Image.fromarray(gray)
+    alpha = np.where(samples == image.info["transparency"], 0, 255).astype(np.uint8)
+    return Image.fromarray(np.dstack([gray, alpha]))
 
 
 def _composite(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:

@@ -98,10 +98,14 @@ def png_header(width: int, height: int, depth: int = 8, colour_type: int = 2) ->
 def png_16_bit(samples: npt.NDArray[np.uint16], colour_type: int, extra_chunks: bytes = b"") -> bytes:
     """A PNG of 16 bits a sample from uint16 `[H, W]` (colour type 0, gray) or `[H, W, 3]` (colour type 2, RGB)."""
     height, width = samples.shape[:2]
-    rows = samples.reshape(height, width * _PNG_SAMPLES[colour_type]).astype(">u2")
+    rows = samples.reshape(height, width * _PNG_SAMPLES[colour_type]).astype(">u2").view(np.uint8)
+    return png_header(width, height, 16, colour_type) + extra_chunks + _png_pixels(rows)
+
+
+def _png_pixels(rows: Pixels) -> bytes:
+    """The chunks behind a PNG's header, from the bytes of its rows."""
     scan_lines = b"".join(b"\0" + row.tobytes() for row in rows)
-    data = png_chunk(b"IDAT", zlib.compress(scan_lines)) + png_chunk(b"IEND", b"")
-    return png_header(width, height, 16, colour_type) + extra_chunks + data
+    return png_chunk(b"IDAT", zlib.compress(scan_lines)) + png_chunk(b"IEND", b"")
 
 
 def tiff_tile_bomb(side: int, tile: int) -> bytes:
@@ -196,6 +200,33 @@ def _png_rgb_transparent_colour() -> Sample:
     return Sample(encode(Image.fromarray(rgb), "PNG", transparency=key), "PNG", np.dstack([rgb, alpha]))
 
 
+def _png_gray_16_bit_transparent() -> Sample:
+    samples = picture(64, 48, 22)[..., 0] * np.uint16(256) + np.uint16(1)
+    samples[10:30, 5:45] = key = 0x4000
+    samples[30:40] = key + 1
+    alpha = np.where(samples == key, 0, 255).astype(np.uint8)
+    transparent = png_chunk(b"tRNS", struct.pack(">H", key))
+    return Sample(png_16_bit(samples, 0, transparent), "PNG", np.dstack([samples >> 8] * 3 + [alpha]).astype(np.uint8))
+
+
+def _png_rgb_16_bit_transparent() -> Sample:
+    high = picture(50, 40, 23)
+    high[10:30, 5:45] = 0x40
+    high[30:] = 0
+    alpha = np.where((high == 0x40).all(axis=-1), 0, 255).astype(np.uint8)
+    transparent = png_chunk(b"tRNS", struct.pack(">HHH", 0x4000, 0x4000, 0x4000))
+    return Sample(png_16_bit(high * np.uint16(256), 2, transparent), "PNG", np.dstack([high, alpha]))
+
+
+def _png_gray_few_bits_transparent(depth: int) -> Sample:
+    values = picture(64, 48, 24)[..., 0] >> np.uint8(8 - depth)
+    key, white = 2**depth // 2 - 1, 2**depth - 1
+    packed = np.packbits(np.unpackbits(values[..., None], axis=-1)[..., -depth:].reshape(48, -1), axis=-1)
+    transparent = png_chunk(b"tRNS", struct.pack(">H", key))
+    shown = np.dstack([values * (255 // white)] * 3 + [np.where(values == key, 0, 255)]).astype(np.uint8)
+    return Sample(png_header(64, 48, depth, 0) + transparent + _png_pixels(packed), "PNG", shown)
+
+
 def _png_animated() -> Sample:
     rgb, second = picture(45, 33, 12), Image.fromarray(picture(45, 33, 13))
     data = encode(Image.fromarray(rgb), "PNG", save_all=True, append_images=[second])
@@ -276,6 +307,11 @@ _MAKERS: dict[str, Callable[[], Sample]] = {
     "png_gray_16_bit": _png_gray_16_bit,
     "png_rgb_16_bit": _png_rgb_16_bit,
     "png_rgb_transparent_colour": _png_rgb_transparent_colour,
+    "png_gray_16_bit_transparent": _png_gray_16_bit_transparent,
+    "png_rgb_16_bit_transparent": _png_rgb_16_bit_transparent,
+    "png_gray_4_bit_transparent": lambda: _png_gray_few_bits_transparent(4),
+    "png_gray_2_bit_transparent": lambda: _png_gray_few_bits_transparent(2),
+    "png_gray_1_bit_transparent": lambda: _png_gray_few_bits_transparent(1),
     "png_animated": _png_animated,
     "webp_lossy": _webp_lossy,
     "webp_lossless_alpha": _webp_lossless_alpha,
