@@ -270,11 +270,23 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     Where one value is transparent, the result has an alpha channel.
     """
     samples = np.asarray(image)
-    gray = (samples >> 8).astype(np.uint8)
+    bits, white_is_zero = _tiff_samples(image)
+    gray = (samples >> (bits - 8)).astype(np.uint8)
+    if white_is_zero:
+        gray = ~gray
     if "transparency" not in image.info:
         return Image.fromarray(gray)
     alpha = np.where(samples == image.info["transparency"], 0, 255).astype(np.uint8)
     return Image.fromarray(np.dstack([gray, alpha]))
+
+
+def _tiff_samples(image: Image.Image) -> tuple[int, bool]:
+    """Bits a sample and whether white is zero, neither of which Pillow heeds in its 16-bit modes."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 16, False
+    bits = image.tag_v2[TiffImagePlugin.BITSPERSAMPLE][0]
+    # Of a file that does not say, Pillow supposes the same.
+    return bits, image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0) == 0
 
 
 def _composite(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:

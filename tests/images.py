@@ -275,6 +275,23 @@ def _tiff_lzw_pages() -> Sample:
     return Sample(data, "TIFF", _opaque(rgb))
 
 
+def _tiff_gray(bits: int, photometric: int) -> Sample:
+    """More than 8 bits a sample in one strip; `photometric` 0 is white at zero, 1 black at zero."""
+    gray = picture(62, 44, 25)[..., 0]
+    values = (gray.astype(np.uint16) << (bits - 8)) + 5
+    samples = values if photometric else 2**bits - 1 - values
+    rows = np.unpackbits(samples.astype(">u2").view(np.uint8).reshape(44, 62, 2), axis=-1)[..., -bits:]
+    content = np.packbits(rows.reshape(44, -1), axis=-1)
+    if bits == 16:
+        content = samples.astype("<u2").view(np.uint8)
+    tags = {256: 62, 257: 44, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 44, 279: content.size}
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    data = (
+        struct.pack("<4sI", b"II*\0", 8 + content.size) + content.tobytes() + struct.pack("<H", len(tags)) + directory
+    )
+    return Sample(data + bytes(4), "TIFF", _opaque(np.dstack([gray] * 3)))
+
+
 def _avif() -> Sample:
     rgb = picture(94, 62, 21)
     return Sample(encode(Image.fromarray(rgb), "AVIF", quality=90), "AVIF", _opaque(rgb), _LOSSY)
@@ -320,6 +337,9 @@ _MAKERS: dict[str, Callable[[], Sample]] = {
     "gif_transparent": _gif_transparent,
     "bmp": _bmp,
     "tiff_lzw_pages": _tiff_lzw_pages,
+    "tiff_gray_12_bit": lambda: _tiff_gray(12, 1),
+    "tiff_gray_16_bit": lambda: _tiff_gray(16, 1),
+    "tiff_gray_16_bit_white_is_zero": lambda: _tiff_gray(16, 0),
     **({"avif": _avif} if features.check("avif") else {}),
     "one_pixel": _one_pixel,
     "vast": _vast,
