@@ -67,12 +67,27 @@ class TritonPythonModel:
     def _entry(self, request):
         tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self._inputs}
         arrays = {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
-        return arrays, [json.loads(request.parameters()), request.request_id()]
+        return arrays, [_parameters(request), _identity(request)]
 
     def _response(self, request, tensors):
         # No line in the log where there is no tensor: it has been told, and see `_ask`.
         answer = None if tensors is None else _attempt(_answer, request, tensors)
         return answer or _error(*_INTERNAL)
+
+
+def _parameters(request):
+    """Those of the request; where they are no UTF-8, one that the service does not know, and refuses by this name."""
+    try:
+        return json.loads(request.parameters())
+    except UnicodeDecodeError:
+        return {"(not UTF-8)": ""}
+
+
+def _identity(request):
+    try:
+        return request.request_id()
+    except UnicodeDecodeError:
+        return ""
 
 
 def _answer(request, tensors):

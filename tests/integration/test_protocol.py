@@ -98,6 +98,7 @@ NO_NUMBER = "attempt to access JSON non-unsigned-integer as unsigned-integer"
 PARSE = "Unable to parse "
 ID = "[request id: <id_unknown>] "
 CHUNKED = {**RAW_HEADERS, "Transfer-Encoding": "chunked"}
+NOT_UTF8 = "invalid_parameter: there is no parameter '(not UTF-8)'"
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}  # as curl has it by default
 GZIP = {**RAW_HEADERS, "Content-Encoding": "gzip"}
 
@@ -128,6 +129,7 @@ HTTP = [
     Http("an unknown field", 200, "", whole(unknown=1)),
     Http("the second of two inputs is empty", 200, "", request()[:-1] + b',"inputs":[]}'),
     Http("a byte order mark", 200, "", b"\xef\xbb\xbf" + request()),
+    Http("invalid UTF-8 in an id", 200, "", whole(id="AA").replace(b'"AA"', b'"\xff\xfe"')),
     Http("an id of several lines", 200, "", whole(id="a\nTraceback")),
     # The tensor.
     Http("no name", 500, PARSE + "'name'", request(name=None)),
@@ -175,6 +177,8 @@ HTTP = [
     Http("2^63 as bool", 400, "invalid_parameter: base64_encoded ", whole(parameters={"base64_encoded": 2**63})),
     Http("an empty name", 400, "invalid_parameter: there is no parameter ''", whole(parameters={"": True})),
     Http("a long name", 400, "invalid_parameter: there is no parameter 'xxx", whole(parameters={LONG: True})),
+    Http("invalid UTF-8 as a name", 400, NOT_UTF8, whole(parameters={"AA": True}).replace(b"AA", b"\xff\xfe")),
+    Http("invalid UTF-8 as a value", 400, NOT_UTF8, whole(parameters={"embed_model": "AA"}).replace(b"AA", b"\xff")),
     Http("a line break", 400, r"invalid_parameter: there is no parameter 'a\nb'", whole(parameters={"a\nb": True})),
     Http("a zero", 500, "parameter key 'a' was not found", whole(parameters={"a\0b": True})),
     Http("a reserved name", 400, "parameter keys starting with 'triton_'", whole(parameters={"triton_x": True})),
