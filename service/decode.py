@@ -118,7 +118,7 @@ class Decoder:
         stripped = metadata.strip(data)
         image = _open(stripped.data, self.max_pixels)
         try:
-            self._check_header(image, len(data))
+            self._check_header(image, stripped.frame, len(data))
             scale = self._scale(image)
             extent = image.width / scale, image.height / scale
             pixels = self._decode_jpeg(stripped.data, image, scale)
@@ -132,13 +132,13 @@ class Decoder:
         except Exception as error:
             raise CorruptImage(f"the {image.format} data is truncated or corrupt ({_one_line(error)})") from error
 
-    def _check_header(self, image: ImageFile.ImageFile, size: int) -> None:
+    def _check_header(self, image: ImageFile.ImageFile, frame: tuple[int, int], size: int) -> None:
         if max(image.size) > MAX_SIDE:
             raise TooManyPixels(
                 f"{image.width}x{image.height} has a side of over {MAX_SIDE} pixels; send a smaller image"
             )
-        # libtiff allocates a whole tile, however small the image in its corner.
-        for width, height in (image.size, _tile_size(image)):
+        # libtiff allocates a whole tile, however small the image in its corner, and AVIF's decoder a whole frame.
+        for width, height in (image.size, _tile_size(image), frame):
             if width * height > self.max_pixels:
                 raise _too_many_pixels(f"{width}x{height}", self.max_pixels)
         if image.mode in _UNSCALED_MODES:

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from service.avif import largest_frame
 from service.errors import CorruptImage, UnsupportedFormat
 
 # Far above what cameras and encoders write. A JPEG passes 14 times over a component (with CMYK 24 times), has tables of
@@ -52,11 +53,15 @@ _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 
 class Stripped(NamedTuple):
-    """An encoded image, and the metadata that was taken out of it; empty where there was none."""
+    """An encoded image, and the metadata that was taken out of it; empty where there was none.
+
+    `frame` is width and height of the largest frame that an AVIF holds, whatever its boxes say of the image.
+    """
 
     data: bytes
     exif: bytes = b""
     xmp: bytes = b""
+    frame: tuple[int, int] = (0, 0)
 
 
 def strip(data: bytes) -> Stripped:
@@ -74,7 +79,7 @@ def strip(data: bytes) -> Stripped:
         return Stripped(_strip_gif(data))
     if data[4:8] == b"ftyp":
         # An item of no known type is passed over.
-        return Stripped(_AVIF_EXIF_ITEM.sub(rb"\1none", data))
+        return Stripped(_AVIF_EXIF_ITEM.sub(rb"\1none", data), frame=largest_frame(data))
     if data.startswith(b"MM\0+"):
         # Pillow and libtiff find different directories in it.
         raise UnsupportedFormat("a big-endian BigTIFF is not read; save it as TIFF")

@@ -1,7 +1,7 @@
 """Hostile images, made on the spot: small or sound to look at, dear to whoever reads them without bounds.
 
 `NAMES` lists them, `hostile(name)` makes one. None is over the default limit of bytes, nor does any announce more than
-the default limit of pixels. The name says what the file holds too much of.
+the default limit of pixels, but for the frame within an AVIF. The name says what the file holds too much of.
 """
 
 import struct
@@ -215,12 +215,14 @@ def _tiff_subdirectory(key: int, tags: list[Tag], tail: bytes) -> bytes:
     return tiff(top, ifd(tags) + tail)
 
 
-def _flat_avif(side: int) -> bytes:
-    return encode(Image.new("RGB", (side, side), (90, 120, 200)), "AVIF", speed=10)
-
-
-def _lying_avif(frame: int, said: int) -> bytes:
-    return _flat_avif(frame).replace(struct.pack(">II", frame, frame), struct.pack(">II", said, said))
+def lying_avif(frame: int, said: int, mode: str = "L", **options: object) -> bytes:
+    """A flat AVIF with a frame of `frame` x `frame`, whose boxes speak of `said` x `said`."""
+    data = encode(Image.new(mode, (frame, frame)), "AVIF", speed=10, quality=1, **options)
+    for unit in (1, 1 << 16):  # of an image and of a track
+        data = data.replace(
+            struct.pack(">II", frame * unit, frame * unit), struct.pack(">II", said * unit, said * unit)
+        )
+    return data
 
 
 def _avif_with_exif(content: bytes) -> bytes:
@@ -340,8 +342,8 @@ _MAKERS: dict[str, Callable[[], bytes]] = {
     "tiff of progressive scans": lambda: _tiff_compressed_jpeg(2000),
     "tiff of pages": lambda: _tiff_pages(2000),
     "avif of exif signatures": lambda: _avif_with_exif(b"Exif\0\0" * (MANY // 6)),
-    "avif of a frame far larger than it says": lambda: _lying_avif(1500, 64),
-    "avif of a small frame": lambda: _lying_avif(64, 7000),
+    "avif of a frame far larger than it says": lambda: lying_avif(16_000, 64),
+    "avif of a small frame": lambda: lying_avif(64, 7000),
     "avif of exif tags that overlap": lambda: _avif_with_exif(exif(*overlapping_tags(1000, 10**6), size=2 * 10**6)[6:]),
 }  # fmt: skip
 
