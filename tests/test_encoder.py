@@ -74,7 +74,9 @@ def _plain_encoder(model: Any) -> Encoder:
 def batch() -> Batch:
     decoder = Decoder(2**25, 10**6, exif_orientation=False, background=None)
     preprocessor = Preprocessor.from_config(PROCESSOR, exact=True)
-    images = [decoder.decode(sample(name).data) for name in SMALL_NAMES]
+    # The others of these show the same picture.
+    names = [name for name in SMALL_NAMES if not name.startswith("tiff_gray_16_bit")]
+    images = [decoder.decode(sample(name).data) for name in names]
     pixels = np.empty((len(images), 64, 64, 3), np.uint8)
     for image, row in zip(images, pixels, strict=True):
         preprocessor.resize_into(row, image.pixels, image.extent)

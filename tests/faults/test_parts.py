@@ -85,7 +85,7 @@ FAULTS: Mapping[str, Fault] = {
     "the encoder raises": Fault(_sabotage("raises"), "the encoder on cpu fails batch after batch"),
     "the encoder is out of memory": Fault(_sabotage("is out of memory"), "the encoder on cpu fails batch after batch"),
     "the encoder is wrong": Fault(_sabotage("is wrong"), "the canary came back with", wrong_answers=True),
-    "the encoder computes no numbers": Fault(_sabotage("computes no numbers"), "the canary", wrong_answers=True),
+    "the encoder computes no numbers": Fault(_sabotage("computes no numbers"), "one canary after another is answered"),
     "the encoder hangs": Fault(_sabotage("hangs"), "a decode or encode", seconds=HANGING_ENCODER_SECONDS),
 }
 
