@@ -222,16 +222,16 @@ def resolve_devices(names: str) -> list[torch.device]:
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     # The driver may be too old, which otherwise only the images/s would tell.
-    built_for = f"; is there a driver for CUDA {torch.version.cuda}?" if torch.version.cuda and not count else ""
+    driver_hint = f"; is there a driver for CUDA {torch.version.cuda}?" if torch.version.cuda and not count else ""
     if names == "auto":
         names = "cuda:0" if count else "cpu"
-        if built_for:
-            logger.warning("computing on a CPU: torch sees no CUDA device%s", built_for)
+        if driver_hint:
+            logger.warning("computing on a CPU: torch sees no CUDA device%s", driver_hint)
     devices = [torch.device("cuda:0" if name == "cuda" else name) for name in names.split(",")]
     for device in devices:
         if device.type == "cuda" and (device.index or 0) >= count:
             raise StartupFault(
-                f"device {device} is not there: torch sees {count} CUDA device(s){built_for or '; try --device auto'}"
+                f"device {device} is not there: torch sees {count} CUDA device(s){driver_hint or '; try --device auto'}"
             )
     if len(set(devices)) < len(devices):
         raise StartupFault(f"--device names a device twice: {names}")

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from service.errors import ClientFault, Fault, InternalFault, InvalidParameter, InvalidTensor, UnknownModel
 from service.metrics import Metrics
-from service.pipeline import Embedding, Pipeline, Row
+from service.pipeline import Embedding, Pipeline, Row, finite_or
 from service.pytriton_compat.fault_wire import fault_response
 from service.pytriton_compat.lane import Request
 
@@ -114,12 +114,8 @@ class EmbedPixelValues:
 
     def _embed(self, rows: Sequence[PixelValues]) -> list[Embedding | Fault]:
         # Looked for in the embeddings, which are small and show it all: a NaN, an infinity, a number that overflows.
-        return [
-            embedding
-            if np.isfinite(embedding).all()
-            else InvalidTensor("PIXEL_VALUES must be finite, and small enough for an embedding that is finite, too")
-            for embedding in self._encoder.encode_pixel_values(np.stack(rows))
-        ]
+        fault = InvalidTensor("PIXEL_VALUES must be finite, and small enough for an embedding that is finite, too")
+        return finite_or(fault, self._encoder.encode_pixel_values(np.stack(rows)))
 
     def _read(self, request: Request) -> _Readable[PixelValues]:
         parameters = self._defaults.of(request)

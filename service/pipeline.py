@@ -149,9 +149,10 @@ class Pipeline:
             logger.exception("a batch of %d images could not be encoded", len(pixels))
             return [InternalFault("the image could not be encoded")] * len(pixels)
         # Activations may overflow in float16; such an embedding would spoil an index in silence.
-        return [
-            embedding
-            if np.isfinite(embedding).all()
-            else InternalFault("the image's embedding is not finite; the service needs another --dtype")
-            for embedding in embeddings
-        ]
+        fault = InternalFault("the image's embedding is not finite; the service needs another --dtype")
+        return finite_or(fault, embeddings)
+
+
+def finite_or(fault: Fault, embeddings: Embedding) -> list[Outcome]:
+    """Each of the embeddings `[N, D]`, but the fault in the place of one that holds a NaN or an infinity."""
+    return [embedding if np.isfinite(embedding).all() else fault for embedding in embeddings]

@@ -74,7 +74,7 @@ def _plain_encoder(model: Any) -> Encoder:
 def batch() -> Batch:
     decoder = Decoder(2**25, 10**6, exif_orientation=False, background=None)
     preprocessor = Preprocessor.from_config(PROCESSOR, exact=True)
-    # The others of these show the same picture.
+    # They show the same picture as that of 12 bits.
     names = [name for name in SMALL_NAMES if not name.startswith("tiff_gray_16_bit")]
     images = [decoder.decode(sample(name).data) for name in names]
     pixels = np.empty((len(images), 64, 64, 3), np.uint8)

@@ -17,16 +17,7 @@ from PIL import Image
 from service import metadata
 from service.decode import MAX_SIDE, Decoder
 from service.errors import ClientFault, CorruptImage, TooManyPixels, UnsupportedFormat
-from tests.hostile_images import (
-    NAMES,
-    bmp_of_run_lengths,
-    exif,
-    in_jpeg,
-    in_png,
-    scans,
-    segment,
-    tiff_of_strips,
-)
+from tests.hostile_images import NAMES, bmp_of_run_lengths, exif, in_jpeg, in_png, scans, segment, tiff_of_strips
 from tests.images import SMALL_NAMES, Pixels, encode, picture, png_chunk, png_header, sample
 
 DECODER = Decoder(2**25, 50_000_000, least_side=48)

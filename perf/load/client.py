@@ -61,6 +61,11 @@ class LoadResult:
     client_cores: float
 
 
+def discounted(images_per_second: float, client_cores: float, cores: float) -> float:
+    """The client's cores are not the service's to use: images/s of the cores that were left."""
+    return images_per_second / (1 - client_cores / cores)
+
+
 @dataclass(frozen=True)
 class _Part:
     """What one process saw; latencies in seconds."""

@@ -11,7 +11,7 @@ import torch
 from perf import images, machine
 from perf.bench import Bench, insist
 from perf.in_process import BASE, DEMO, SO400M, Checkpoint, Rooms, bare_loops, encoder_alone
-from perf.load.client import Load, LoadResult, OwnClient
+from perf.load.client import Load, LoadResult, OwnClient, discounted
 from perf.load.perf_analyzer import PerfAnalyzer
 from perf.load.protocols import Target
 from perf.samples import Figure, Findings, NotMeasured
@@ -83,12 +83,11 @@ def overhead(bench: Bench) -> Findings:
 
 
 def _overhead_figure(name: str, results: Sequence[LoadResult], reference: Sequence[float]) -> Figure:
-    """The client's cores are not the service's to use, so its images/s are those of the cores that were left."""
     cores = machine.cores()
-    discounted = [result.images_per_second / (1 - result.client_cores / cores) for result in results]
+    left = [discounted(result.images_per_second, result.client_cores, cores) for result in results]
     client = statistics.median(result.client_cores for result in results)
-    note = f"{_median(discounted)} / {_median(reference)} images/s; client: {client:.2f} of {cores} cores"
-    return Figure(f"{name}, client's CPU time discounted", "ratio", discounted, reference, at_least=0.8, note=note)
+    note = f"{_median(left)} / {_median(reference)} images/s; client: {client:.2f} of {cores} cores"
+    return Figure(f"{name}, client's CPU time discounted", "ratio", left, reference, at_least=0.8, note=note)
 
 
 def alone(bench: Bench) -> Findings:

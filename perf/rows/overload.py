@@ -13,6 +13,7 @@ import numpy as np
 from perf import images, machine
 from perf.bench import Bench
 from perf.in_process import BASE, SO400M
+from perf.load.client import discounted
 from perf.load.flood import Flood, Poured, Sent
 from perf.load.protocols import Target, connect
 from perf.rows.end_to_end import IN_FLIGHT
@@ -174,7 +175,7 @@ def _ends(parts: Sequence[Poured], flood: Flood, cores: float) -> dict[str, floa
     generators = sum(part.cpu_seconds for part in parts) / flood.seconds
     return {
         "images/s in the flood": rate,
-        "images/s in the flood, discounted": rate / (1 - generators / cores),
+        "images/s in the flood, discounted": discounted(rate, generators, cores),
         "generators' cores": generators,
         "offered images/s": len(requests) / flood.seconds,
         "share turned away": len(turned_away) / len(requests),

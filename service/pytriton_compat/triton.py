@@ -270,7 +270,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         for process in self._processes:
             with contextlib.suppress(psutil.NoSuchProcess):  # check_alive() will tell
                 _, most = process.rlimit(psutil.RLIMIT_FSIZE)  # an ordinary user cannot raise it
-                least = self._stub_bytes if most == resource.RLIM_INFINITY else min(self._stub_bytes, most)
+                least = _within(most, self._stub_bytes)
                 process.rlimit(psutil.RLIMIT_FSIZE, (least, least))
 
     def _hide_tokens(self) -> None:
@@ -370,11 +370,16 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             raise StartupFault(f"tritonserver was not ready after {_START_SECONDS:.0f} s")
 
 
+def _within(most: int, size: int) -> int:
+    """The size, or the most that the system allows."""
+    return size if most == resource.RLIM_INFINITY else min(size, most)
+
+
 @contextlib.contextmanager
 def _stack_limit(size: int) -> Iterator[None]:
     """Give each thread of the processes that are started meanwhile a stack of so many bytes, or of what is allowed."""
     before, most = resource.getrlimit(resource.RLIMIT_STACK)
-    resource.setrlimit(resource.RLIMIT_STACK, (size if most == resource.RLIM_INFINITY else min(size, most), most))
+    resource.setrlimit(resource.RLIMIT_STACK, (_within(most, size), most))
     try:
         yield
     finally:
