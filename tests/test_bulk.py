@@ -20,6 +20,7 @@ from service.bulk.plan import Mismatch, Plan
 from service.bulk.strikes import Strikes
 from service.bulk.worker import Site, Worker
 from service.client.rows import Origin
+from service.client.sources import LeftOut
 from service.cores import Cores
 from service.demo.drawings import draw
 from service.encoder import Encoder
@@ -52,7 +53,7 @@ def out(tmp_path: Path) -> Folder:
 
 def _plan(lake: Path, out: Folder, origin: Origin = ORIGIN) -> Plan:
     plan, source = Plan(out, str(lake), origin), Folder.at(str(lake))
-    plan.extend(source.images([]), part_rows=4)
+    plan.extend(source.images(LeftOut()), part_rows=4)
     return plan
 
 
@@ -129,13 +130,18 @@ def test_a_plan_for_other_embeddings_or_another_source_is_refused(lake: Path, ou
         _plan(lake / "sub", out)
 
 
-def test_an_object_store_is_listed_and_read_like_a_local_folder(lake: Path, out: Folder) -> None:
+def test_an_object_store_is_listed_and_read_like_a_local_folder(lake: Path) -> None:
+    for other in ("notes.TXT", "sub/movie.mp4", "sub/more.txt"):
+        (lake / other).touch()
     # Not a LocalFileSystem any more, so listed as every other file system is.
     store = Folder(pa.fs.SubTreeFileSystem(str(lake.parent), pa.fs.LocalFileSystem()), "lake")
     local = Folder.at(lake.as_uri())
     assert local.is_local and not store.is_local
     names = sorted(str(path.relative_to(lake)) for path in lake.rglob("*.jpg"))
-    assert sorted(store.images([])) == sorted(local.images([])) == names
+    for folder in (store, local):
+        left_out = LeftOut()
+        assert sorted(folder.images(left_out)) == names
+        assert list(left_out.lines()) == ["3 files left out by their names: .txt 2, .mp4 1"]
     assert store.read("sub/1.jpg", 2**20) == local.read("sub/1.jpg", 2**20) == (lake / "sub/1.jpg").read_bytes()
 
 

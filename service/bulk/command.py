@@ -20,6 +20,7 @@ from service.bulk.plan import Chunk, Mismatch, Plan, errors_of
 from service.bulk.strikes import Strikes
 from service.client.progress import Progress
 from service.client.rows import Origin, report
+from service.client.sources import LeftOut
 from service.errors import StartupFault
 from service.settings import Settings, load_settings
 
@@ -93,7 +94,7 @@ def _embed(options: argparse.Namespace, settings: Settings) -> int:
     from service.bulk.cluster import ask, cluster, divide, work
     from service.bulk.worker import Site
 
-    source, out, unlisted = Folder.at(options.source), Folder.at(options.out), list[str]()
+    source, out, left_out = Folder.at(options.source), Folder.at(options.out), LeftOut()
     with out.for_one_run(), cluster(options.address):
         signal.signal(signal.SIGTERM, _interrupt)  # only now: Ray has set a handler of its own
         shares = divide(settings.device, options.worker_cpus)
@@ -101,14 +102,14 @@ def _embed(options: argparse.Namespace, settings: Settings) -> int:
         facts = ask(settings, shares)
         site = Site(source, out, Origin(facts.fingerprint, "embed_image", str(settings.default_normalize)))
         plan = Plan(out, source.path, site.origin)
-        plan.extend(source.images(unlisted), options.part_rows)
+        plan.extend(source.images(left_out), options.part_rows)
         if not plan.chunks:
-            raise NothingToDo("; ".join(unlisted) or f"there are no images in {options.source}")
+            raise NothingToDo(left_out.instead_of_images(options.source))
         Strikes(out).forget()
         todo = _to_do(plan, options.retry_failed)
         answers = work(todo, options.retry_failed, settings, shares, facts.lanes, site) if todo else ()
         progress = _follow(answers, sum(chunk.images for chunk in todo))
-        return _report(options.out, out, plan, progress, unlisted)
+        return _report(options.out, out, plan, progress, left_out)
 
 
 def _to_do(plan: Plan, retry_failed: bool) -> list[Chunk]:
@@ -130,15 +131,14 @@ def _follow(answers: Iterable[Mapping[str, int]], total: int) -> Progress:
     return progress
 
 
-def _report(where: str, out: Folder, plan: Plan, progress: Progress, unlisted: Sequence[str]) -> int:
+def _report(where: str, out: Folder, plan: Plan, progress: Progress, left_out: LeftOut) -> int:
     failed, planned = plan.failed(), sum(chunk.images for chunk in plan.chunks)
     embedded, rate = planned - sum(failed.values()), progress.done / progress.seconds
     _say(f"{where}: {embedded:,} embeddings; in this run {progress.done:,} images, {rate:,.1f} a second")
-    for line in report(errors_of(out, [chunk for chunk, count in failed.items() if count])):
+    errors = errors_of(out, [chunk for chunk, count in failed.items() if count])
+    for line in (*report(errors), *left_out.lines()):
         _say(line)
-    for line in unlisted:
-        _say(f"not listed: {line}")
-    return 1 if embedded < planned or unlisted else 0
+    return 1 if embedded < planned or left_out.unlisted else 0
 
 
 def _complain(error: object, exit_code: int) -> int:

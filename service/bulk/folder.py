@@ -8,7 +8,6 @@ import contextlib
 import fcntl
 import os
 import uuid
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from service.client.sources import SUFFIXES, walk
+from service.client.sources import SUFFIXES, LeftOut, walk
 
 
 class Busy(Exception):
@@ -55,19 +54,21 @@ class Folder:
         """A folder in this one."""
         return Folder(self.filesystem, f"{self.path}/{name}")
 
-    def images(self, unlisted: list[str]) -> Iterator[str]:
-        """Names of all images below, relative to the folder; of folders that cannot be listed the reasons.
+    def images(self, left_out: LeftOut) -> Iterator[str]:
+        """Names of all images below, relative to the folder; `left_out` gets to know what else is there.
 
         Raises:
             OSError: an object store cannot be listed.
         """
         if self.is_local:
             # As the client: a link is no folder, and names are bytes.
-            yield from walk(self.path, unlisted, Counter())
+            yield from walk(self.path, left_out)
             return
         for info in self.filesystem.get_file_info(pa.fs.FileSelector(self.path, recursive=True)):
             if info.is_file and info.path.lower().endswith(SUFFIXES):
                 yield info.path[len(self.path) + 1 :]
+            elif info.is_file:
+                left_out.count(info.base_name)
 
     def names(self, start: str = "") -> list[str]:
         """Names of the files right in the folder that start so, in order; none where there is no folder.

@@ -11,8 +11,7 @@ import re
 import shlex
 import signal
 import sys
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,7 +21,7 @@ from service.client.progress import Progress
 from service.client.results import CannotWrite, Outcomes, open_results
 from service.client.retry import GaveUp, Patience, persist
 from service.client.rows import Origin, report
-from service.client.sources import Images
+from service.client.sources import Images, LeftOut
 from service.client.transport import Access, ImageFailed, Refused, Transport
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -31,8 +30,6 @@ _SCHEMES = ("http", "https", "grpc", "grpcs")
 _TOKEN = re.compile(rb"[A-Za-z0-9._~+/=-]+")
 # A replica may be restarting, but who mistypes an address is not to wait for long.
 _FIRST_ANSWER = Patience(total=10.0, broken=10.0)
-# Of files that are left out, the most frequent.
-_KINDS = 5
 
 
 class NothingToDo(Exception):
@@ -113,11 +110,10 @@ async def _embed(options: argparse.Namespace, arguments: Sequence[str]) -> int:
                 _say(f"  python -m service.client {shlex.join(arguments)}")
                 return 128 + number
             if not earlier and not images.total:
-                nothing = [f"there are no images in {options.source}", *_names_left_out(images.left_out)]
-                raise NothingToDo("; ".join(images.unlisted or nothing))
+                raise NothingToDo(images.left_out.instead_of_images(options.source))
             outcomes = await asyncio.to_thread(results.finish)
-    _report(options.out, outcomes, job.progress, images)
-    return 1 if outcomes.errors or images.unlisted else 0
+    _report(options.out, outcomes, job.progress, images.left_out)
+    return 1 if outcomes.errors or images.left_out.unlisted else 0
 
 
 @contextlib.asynccontextmanager
@@ -160,23 +156,11 @@ async def _run_until_signal(job: Job) -> int | None:
     return caught[0] if caught else None
 
 
-def _report(out: Path, outcomes: Outcomes, progress: Progress, images: Images) -> None:
+def _report(out: Path, outcomes: Outcomes, progress: Progress, left_out: LeftOut) -> None:
     rate = progress.done / progress.seconds
     _say(f"{out}: {outcomes.embedded:,} embeddings; in this run {progress.done:,} images, {rate:,.1f} a second")
-    for line in report(outcomes.errors):
+    for line in (*report(outcomes.errors), *left_out.lines()):
         _say(line)
-    for line in images.unlisted:
-        _say(f"not listed: {line}")
-    for line in _names_left_out(images.left_out):
-        _say(line)
-
-
-def _names_left_out(left_out: Counter[str]) -> Iterator[str]:
-    """The line that tells how many files are of no image's name, if there are any."""
-    if left_out:
-        kinds = [f"{suffix} {count:,}" for suffix, count in left_out.most_common(_KINDS)]
-        more = ["..."] if len(left_out) > _KINDS else []
-        yield f"{left_out.total():,} files left out by their names: {', '.join(kinds + more)}"
 
 
 def _complain(error: object, exit_code: int) -> int:

@@ -13,12 +13,15 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple
 
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
 SUFFIXES = (*_JPEG, ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif")
+# Of files that are left out, the most frequent.
+_KINDS = 5
 
 
 class Image(NamedTuple):
@@ -29,13 +32,42 @@ class Image(NamedTuple):
     error: str | None = None
 
 
+@dataclass
+class LeftOut:
+    """What is below a folder and not listed as an image.
+
+    Attributes:
+        unlisted: folders that could not be listed, and why.
+        others: files that have no image's name, by what their names end in.
+    """
+
+    unlisted: list[str] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+
+    def count(self, name: str) -> None:
+        """A file of another name."""
+        self.others[id_of(os.path.splitext(name)[1].lower()) or "none"] += 1
+
+    def lines(self) -> Iterator[str]:
+        """What a report tells of it."""
+        for line in self.unlisted:
+            yield f"not listed: {line}"
+        if self.others:
+            kinds = [f"{suffix} {count:,}" for suffix, count in self.others.most_common(_KINDS)]
+            more = ["..."] if len(self.others) > _KINDS else []
+            yield f"{self.others.total():,} files left out by their names: {', '.join(kinds + more)}"
+
+    def instead_of_images(self, source: str) -> str:
+        """Why there are none in `source`."""
+        return "; ".join(self.unlisted or [f"there are no images in {source}", *self.lines()])
+
+
 class Images:
     """The images of a source, each once.
 
     Attributes:
         total: how many there are to embed; None until all are listed.
-        unlisted: folders that could not be listed, and why.
-        left_out: files below a folder that have no image's name, by what their names end in.
+        left_out: what else the source holds.
     """
 
     def __init__(self, source: str, known: set[str], max_bytes: int) -> None:
@@ -44,8 +76,7 @@ class Images:
         Ids in `known` are left out; the set grows by those that are listed.
         """
         self.total: int | None = None
-        self.unlisted: list[str] = []
-        self.left_out: Counter[str] = Counter()
+        self.left_out = LeftOut()
         self._folder = source if os.path.isdir(source) else ""
         self._source = source
         self._known = known
@@ -86,7 +117,7 @@ class Images:
                     self._names.put(name)
                     total += 1
         except OSError as error:
-            self.unlisted.append(f"{self._source}: {error.strerror}")
+            self.left_out.unlisted.append(f"{self._source}: {error.strerror}")
         self.total = total
         self._names.put(None)
 
@@ -96,18 +127,15 @@ class Images:
             with open(sys.stdin.fileno(), errors="surrogateescape", newline="\n", closefd=False) as lines:
                 yield from filter(None, (line.rstrip("\r\n") for line in lines))
         elif self._folder:
-            yield from walk(self._folder, self.unlisted, self.left_out)
+            yield from walk(self._folder, self.left_out)
         else:
             if not glob.has_magic(self._source):
                 os.lstat(self._source)  # raises where nothing is, which a pattern just does not match
             yield from (name for name in glob.iglob(self._source, recursive=True) if not os.path.isdir(name))
 
 
-def walk(folder: str, unlisted: list[str], left_out: Counter[str], below: str = "") -> Iterator[str]:
-    """Names of the images `below` a folder, relative to it; links to files are followed, links to folders are not.
-
-    Folders that cannot be listed join `unlisted`, each with the reason; files of other names count in `left_out`.
-    """
+def walk(folder: str, left_out: LeftOut, below: str = "") -> Iterator[str]:
+    """Names of the images `below` a folder, relative to it; links to files are followed, links to folders are not."""
     folders = []
     try:
         with os.scandir(os.path.join(folder, below)) as entries:
@@ -118,11 +146,11 @@ def walk(folder: str, unlisted: list[str], left_out: Counter[str], below: str = 
                 elif entry.name.lower().endswith(SUFFIXES):
                     yield name
                 elif entry.is_file(follow_symlinks=False):
-                    left_out[id_of(os.path.splitext(entry.name)[1].lower()) or "none"] += 1
+                    left_out.count(entry.name)
     except OSError as error:
-        unlisted.append(f"{Path(folder, below)}: {error.strerror}")
+        left_out.unlisted.append(f"{Path(folder, below)}: {error.strerror}")
     for each in folders:
-        yield from walk(folder, unlisted, left_out, each)
+        yield from walk(folder, left_out, each)
 
 
 def id_of(name: str) -> str:

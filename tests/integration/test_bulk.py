@@ -104,6 +104,7 @@ def test_every_image_has_one_row_after_its_driver_and_a_worker_were_killed(lake:
         seconds = time.monotonic() - started
     assert run.returncode == 1, said
     assert f"{DRAWINGS + LATE:,} embeddings; in this run" in said and "left out, as done in earlier runs" in said
+    assert "\n1 files left out by their names: .txt 1\n" in said
     print(f"\n{len(_parts(out)) - there} parts in {seconds:.1f} s after a worker was killed\n{said}")
     assert {name: (out / name).stat().st_mtime_ns for name in before} == before, "what was done is not done again"
     _check_rows(lake, out)
