@@ -7,23 +7,29 @@ of what clients send to `embed_image` goes through it here.
 import contextlib
 import http.client
 import json
+import secrets
 
-from service.endpoint import HEARTBEAT_MODEL
 from service.local_client import LocalClient
 
 _SECONDS = 1.0
 
 
 class Heartbeat:
-    """Sends the request."""
+    """Sends the request.
+
+    Attributes:
+        mark: the `embed_model` that it asks for. It is another one in each process, so that no client can send it and
+            have a refusal that the log does not tell.
+    """
 
     def __init__(self, client: LocalClient, model: str, image_size: int) -> None:
         """Prepare a request to `model`, which reads squares of `image_size` pixels."""
+        self.mark = secrets.token_hex(16)
         shape = [1, 3, image_size, image_size]
         pixel_values = bytes(4 * 3 * image_size**2)
         tensor = {"name": "PIXEL_VALUES", "shape": shape, "datatype": "FP32"}
         described = {**tensor, "parameters": {"binary_data_size": len(pixel_values)}}
-        header = json.dumps({"inputs": [described], "parameters": {"embed_model": HEARTBEAT_MODEL}}).encode()
+        header = json.dumps({"inputs": [described], "parameters": {"embed_model": self.mark}}).encode()
         self._client = client
         self._path = f"/v2/models/{model}/infer"
         self._body = header + pixel_values

@@ -72,22 +72,19 @@ def serve(settings: Settings) -> None:
         http = _http_address(settings, http_port)
         triton = _build_triton(settings, access, workspace, http, metrics_port)
         stack.callback(triton.stop)
-        _bind_models(triton, settings, encoders, pipelines, metrics, facts | _defaults(settings))
+        client = LocalClient(*http, bearer(access.token))
+        heartbeat = Heartbeat(client, settings.model_alias, preprocessor.size)
+        _bind_models(triton, settings, encoders, pipelines, metrics, facts | _defaults(settings), heartbeat.mark)
         if settings.metrics_port:
             own = LocalClient("127.0.0.1", metrics_port)
             stack.enter_context(metrics_endpoint(metrics, settings.host, settings.metrics_port, own, access.token))
         if triton.start(shutdown):
             _announce(settings, encoders[0], facts)
-            client = LocalClient(*http, bearer(access.token))
-            heartbeat = Heartbeat(client, settings.model_alias, preprocessor.size)
             images = _lanes(settings, encoders) * settings.max_batch_size
             canary = Canary(known, client, by_device(pipelines) if len(pipelines) > 1 else ())
             watchdog = Watchdog(triton, encoders, images, metrics, client, canary)
             _watch(watchdog, heartbeat, shutdown.wait)
-            logger.info("stopping: it does not look ready any more; what is accepted will be answered")
-            triton.report_not_ready()
-            _watch(watchdog, heartbeat, _grace(settings.shutdown_grace_s))
-            triton.drain(_IDLE_SECONDS + settings.max_queue_delay_us / 1e6)
+            _wind_down(settings, triton, watchdog, heartbeat)
     logger.info("stopped")
 
 
@@ -193,26 +190,16 @@ def _bind_models(
     pipelines: Sequence[Pipeline],
     metrics: Metrics,
     facts: Mapping[str, str],
+    heartbeat: str,
 ) -> None:
     """`embed_image` in several lanes a device, and the PIXEL_VALUES model in one; both tell the facts to clients."""
     defaults = Parameters(settings.default_base64_encoded, settings.default_normalize, settings.model_alias)
     side, outputs = encoders[0].image_size, [Tensor(name="EMBEDDING", dtype=np.float32, shape=(encoders[0].dimension,))]
     lanes = _lanes(settings, encoders)
-    config = ModelConfig(
-        max_batch_size=settings.max_batch_size,
-        batcher=DynamicBatcher(
-            max_queue_delay_microseconds=settings.max_queue_delay_us,
-            # Or one lane would take nearly all that is waiting, and the others one tiny batch after another meanwhile.
-            preferred_batch_size=sorted({-(-settings.max_batch_size // lanes), settings.max_batch_size}),
-            # What is refused costs nothing; its client knows at once, and what is accepted is answered in time.
-            default_queue_policy=QueuePolicy(
-                TimeoutAction.REJECT, settings.queue_timeout_ms * 1000, True, settings.max_queue_size
-            ),
-        ),
-    )
+    config = _model_config(settings, lanes)
     triton.bind(
         settings.model_alias,
-        [EmbedPixelValues(encoder, defaults) for encoder in encoders],
+        [EmbedPixelValues(encoder, defaults, heartbeat) for encoder in encoders],
         [Tensor(name="PIXEL_VALUES", dtype=np.float32, shape=(3, side, side))],
         outputs,
         config=config,
@@ -225,6 +212,21 @@ def _bind_models(
         outputs,
         config=config,
         parameters=facts,
+    )
+
+
+def _model_config(settings: Settings, lanes: int) -> ModelConfig:
+    return ModelConfig(
+        max_batch_size=settings.max_batch_size,
+        batcher=DynamicBatcher(
+            max_queue_delay_microseconds=settings.max_queue_delay_us,
+            # Or one lane would take nearly all that is waiting, and the others one tiny batch after another meanwhile.
+            preferred_batch_size=sorted({-(-settings.max_batch_size // lanes), settings.max_batch_size}),
+            # What is refused costs nothing; its client knows at once, and what is accepted is answered in time.
+            default_queue_policy=QueuePolicy(
+                TimeoutAction.REJECT, settings.queue_timeout_ms * 1000, True, settings.max_queue_size
+            ),
+        ),
     )
 
 
@@ -267,6 +269,18 @@ def _watch(watchdog: Watchdog, heartbeat: Heartbeat, is_over: Callable[[float], 
     while not is_over(_LOOK_SECONDS):
         watchdog.look()
         heartbeat.send()
+
+
+def _wind_down(settings: Settings, triton: SupervisedTriton, watchdog: Watchdog, heartbeat: Heartbeat) -> None:
+    """Look not ready, take requests until the grace is over, and answer all that is accepted.
+
+    Raises:
+        ServiceFailure: the service can answer no more, or not everything in time.
+    """
+    logger.info("stopping: it does not look ready any more; what is accepted will be answered")
+    triton.report_not_ready()
+    _watch(watchdog, heartbeat, _grace(settings.shutdown_grace_s))
+    triton.drain(_IDLE_SECONDS + settings.max_queue_delay_us / 1e6)
 
 
 def _grace(seconds: float) -> Callable[[float], bool]:

@@ -49,7 +49,7 @@ def _ipv4_address(value: str) -> str:
 
 
 def _model_alias(value: str) -> str:
-    if value.lower() in ("embed_image", "draining", "heartbeat"):
+    if value.lower() in ("embed_image", "draining"):
         raise ValueError("this name is taken by the service itself")
     return value
 

@@ -28,7 +28,7 @@ ALLOWED = {
     "canary": {"errors", "local_client"},
     "probe": {"access", "canary", "errors", "local_client", "settings"},
     "client": {"client"},
-    "heartbeat": {"endpoint", "local_client"},
+    "heartbeat": {"local_client"},
     "local_client": set[str](),
     "access": {"errors"},
     "endpoint": {"pipeline", "errors", "metrics", "pytriton_compat"},

@@ -138,7 +138,6 @@ BAD = [
     ("host", "::1", "host"),
     ("model_alias", "a/b", "model_alias"),
     ("model_alias", "..", "model_alias"),
-    ("model_alias", "heartbeat", "model_alias"),
     ("model_alias", "Embed_Image", "model_alias"),
     ("log_level", "LOUD", "log_level"),
     ("lanes", "17", "lanes"),

@@ -26,6 +26,8 @@ def test_each_line_is_an_event_and_a_flood_leaves_few_of_them(tmp_path: Path) ->
     with service(tmp_path, "--log-format", "json", "--lanes", "2") as running:
         tensor = {"name": "INPUT_IMAGE", "shape": [1, 1], "datatype": "BYTES", "data": ["text"]}
         requests.post(running.infer_url, json={"id": "from http\n", "inputs": [tensor]}, timeout=60)
+        hidden = {"id": "hidden", "inputs": [tensor], "parameters": {"embed_model": "heartbeat"}}
+        requests.post(running.infer_url, json=hidden, timeout=60)
         with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{running.grpc_port}") as client:
             inputs = [triton_input(tritonclient.grpc, [b""])]
             with pytest.raises(InferenceServerException):
@@ -37,9 +39,9 @@ def test_each_line_is_an_event_and_a_flood_leaves_few_of_them(tmp_path: Path) ->
         events = _events(running)
     refusals = [event for event in events if event["logger"] == "service.endpoint"]
     ids = {event["request_id"]: event["code"] for event in refusals if "request_id" in event}
-    assert ids == {"from http\n": "unsupported_format", "from grpc": "empty_input"}
-    # Of one code, even if the flood lies in two minutes.
-    assert RECORDS_A_MINUTE <= len(refusals) - 1 <= 2 * RECORDS_A_MINUTE
+    assert ids == {"from http\n": "unsupported_format", "from grpc": "empty_input", "hidden": "unknown_model"}
+    # Of one code, even if the flood lies in two minutes; and none of the service's own heartbeat.
+    assert RECORDS_A_MINUTE <= len(refusals) - 2 <= 2 * RECORDS_A_MINUTE
     messages = [event["message"] for event in events]
     assert messages[-1] == "stopped"
     ready = next(event for event in events if event["message"].startswith("ready: "))
