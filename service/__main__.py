@@ -8,7 +8,7 @@ import sys
 from service.environment import ARITHMETIC
 from service.errors import ServiceFailure, StartupFault
 from service.logs import configure_logging
-from service.settings import load_settings
+from service.settings import load_settings, readable_log_format
 
 logger = logging.getLogger("service")
 
@@ -22,7 +22,9 @@ def main() -> int:
     try:
         settings = load_settings(sys.argv[1:])
     except StartupFault as fault:
-        return _complain(fault, 2)
+        log_format = readable_log_format(sys.argv[1:])
+        configure_logging("info", log_format)
+        return _complain(fault, 2, log_format)
     configure_logging(settings.log_level, settings.log_format)
     for name, value in ARITHMETIC.items():
         os.environ.setdefault(name, value)

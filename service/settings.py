@@ -4,6 +4,8 @@ Comes in: a TOML file, the environment (`SERVICE_...`) and the command line, the
 `Settings`. It must not know what the settings do.
 """
 
+import argparse
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address
@@ -193,6 +195,19 @@ def load_settings(arguments: Sequence[str]) -> Settings:
         raise StartupFault(str(error).removeprefix("error parsing CLI: ")) from error
     except ValidationError as error:
         raise StartupFault(_describe(error)) from error
+
+
+def readable_log_format(arguments: Sequence[str]) -> str:
+    """`json` where the sources that can be read ask for it, to tell the fault of the others with; else `text`."""
+    variables = {name.upper(): value for name, value in os.environ.items()}
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("config", "log_format"):
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, nargs="?", default=variables.get(f"{_PREFIX}{name.upper()}"))
+    given, _ = parser.parse_known_args(arguments)
+    with contextlib.suppress(StartupFault):
+        given.log_format = given.log_format or (given.config and _read_file(Path(given.config)).get("log_format"))
+    return "json" if given.log_format == "json" else "text"
 
 
 def _read_file(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """With --log-format json each line of the real service is an event; a flood of bad images leaves a few lines."""
 
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -56,3 +57,35 @@ def test_what_keeps_it_from_starting_is_an_event_too() -> None:
     *_, last = (json.loads(line) for line in result.stderr.splitlines())
     assert (result.returncode, last["level"]) == (1, "CRITICAL")
     assert last["message"].startswith("device cuda:77 is not there")
+
+
+@pytest.mark.parametrize(
+    ("variables", "file", "arguments", "message"),
+    [
+        ({}, "", ["--log-format", "json", "--lanes", "99"], "lanes: "),
+        ({"SERVICE_LOG_FORMAT": "json"}, "lanes =", [], "the settings file "),
+        ({"SERVICE_LANES": "99"}, 'log_format = "json"', [], "lanes: "),
+        ({"SERVICE_LOG_FORMAT": "json", "SERVICE_LANEZ": "1"}, "", [], "there is no setting for the environment"),
+        ({"SERVICE_LOG_FORMAT": "json"}, "", ["--log-format", "text", "--lan", "9"], None),
+        ({}, 'log_format = "jsn"', ["--log-format"], None),
+    ],
+)
+def test_a_wrong_setting_is_an_event_where_the_others_ask_for_it(
+    tmp_path: Path, variables: dict[str, str], file: str, arguments: list[str], message: str | None
+) -> None:
+    (tmp_path / "service.toml").write_text(file)
+    result = subprocess.run(
+        [sys.executable, "-m", "service", "--config", str(tmp_path / "service.toml"), *arguments],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    (line,) = result.stderr.splitlines()
+    assert result.returncode == 2
+    if message is None:
+        assert line.startswith("error: ")
+    else:
+        event = json.loads(line)
+        assert event["level"] == "CRITICAL" and event["message"].startswith(message)
