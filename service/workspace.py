@@ -9,12 +9,15 @@ ends with the process, however that ends; process ids are no help, since every c
 
 import contextlib
 import fcntl
+import logging
 import os
 import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
 _PREFIX = "embed-"
@@ -44,7 +47,10 @@ def _locked_folder(parent: Path, name: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        _remove(folder)
+        try:
+            _remove(folder)
+        except OSError as error:  # raised, it would take the place of what ended the run
+            logger.warning("%s stays until the next start: %s", folder, error.strerror)
         os.close(descriptor)
 
 

@@ -1,6 +1,8 @@
 """A run leaves no files, and those of a run that was killed are removed by the next one."""
 
+import contextlib
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +59,19 @@ def test_nothing_is_left_at_the_end_whatever_ended_it(temporary: Path) -> None:
         (SHARED_MEMORY / f"{folder.name}-stub").touch()
         raise KeyboardInterrupt
     assert not _traces(temporary, folder.name)
+
+
+def test_what_ended_a_run_is_told_also_where_its_files_cannot_be_removed(
+    temporary: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with pytest.raises(KeyboardInterrupt), contextlib.ExitStack() as stack, new_workspace() as folder:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))  # each open() fails with EMFILE
+        raise KeyboardInterrupt
+    assert folder.is_dir() and caplog.messages[-1].endswith("Too many open files")
+    with new_workspace():
+        assert not _traces(temporary, folder.name)
 
 
 def test_what_looks_like_a_run_but_is_none_stays(temporary: Path) -> None:
