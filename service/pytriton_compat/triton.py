@@ -27,6 +27,7 @@ from service.pytriton_compat.command_line import overwrite_arguments
 from service.pytriton_compat.lane import InferenceCallable, Lane
 from service.pytriton_compat.libpython import link_libpython
 from service.pytriton_compat.pulse import Pulse
+from service.workspace import SHARED_MEMORY
 
 logger = logging.getLogger(__name__)
 triton_logger = logging.getLogger("tritonserver")
@@ -42,7 +43,6 @@ _START_SECONDS = 300.0
 _MAX_SOCKET_PATH = 107  # of Linux, in bytes; a longer one would show only as a start that never ends
 _DRAIN_SECONDS = 120.0
 _POLL_SECONDS = 0.05
-_SHARED_MEMORY = "/dev/shm"
 _STUB_MEBIBYTES = 4  # that a stub takes of it before its first request
 _HEAPS = {
     # Or each of tritonserver's threads gets a heap of its own, which stays as large as the worst moment has made it.
@@ -356,10 +356,10 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
 
     def _check_shared_memory(self) -> None:
         """Find out before Triton does, which says only that it failed to load its models."""
-        needed, free = len(self._lanes) * _STUB_MEBIBYTES, shutil.disk_usage(_SHARED_MEMORY).free // 2**20
+        needed, free = len(self._lanes) * _STUB_MEBIBYTES, shutil.disk_usage(SHARED_MEMORY).free // 2**20
         if free < needed:
             raise StartupFault(
-                f"{_SHARED_MEMORY} has {free} MiB free, the start takes {needed} and large images more;"
+                f"{SHARED_MEMORY} has {free} MiB free, the start takes {needed} and large images more;"
                 " make it larger (of a container: --shm-size 1g) or --lanes fewer"
             )
 
