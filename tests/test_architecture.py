@@ -49,7 +49,7 @@ ALLOWED = {
     "ports": {"errors"},
     "workspace": set[str](),
     "vision_tower": set[str](),
-    "pytriton_compat": {"access", "errors", "pytriton_compat", "workspace"},
+    "pytriton_compat": {"access", "errors", "local_client", "pytriton_compat", "workspace"},
 }  # fmt: skip
 # Only these rooms know of the transport, and only these of torch: the model, and the filters that resize images.
 TRANSPORT = {"server", "pytriton_compat", "client"}

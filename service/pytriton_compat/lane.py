@@ -33,14 +33,14 @@ class Lane(threading.Thread):
 
     Attributes:
         batches: the number of those received so far.
-        is_working: the last of them is not answered yet.
+        in_the_works: the number of requests in the last of them, until it is answered.
     """
 
     def __init__(self, path: Path, infer: InferenceCallable) -> None:
         """Listen at `path` from now on. `infer` gives one response a request and never raises."""
         super().__init__(name=f"{path.parent.parent.name}-{path.stem}", daemon=True)
         self.batches = 0
-        self.is_working = False
+        self.in_the_works = 0
         self._infer = infer
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
@@ -53,9 +53,9 @@ class Lane(threading.Thread):
                 connection, _ = self._listener.accept()
             with connection:
                 while (batch := receive_batch(connection)) is not None:
-                    self.batches, self.is_working = self.batches + 1, True
+                    self.batches, self.in_the_works = self.batches + 1, len(batch)
                     responses = self._infer([Request(tensors, *detail) for tensors, detail in batch])
                     send_batch(connection, [(tensors, None) for tensors in responses])
-                    self.is_working = False
+                    self.in_the_works = 0
         except Exception:
             logger.exception("%s has failed", self.name)

@@ -2,8 +2,10 @@
 
 import atexit
 import contextlib
+import http.client
 import logging
 import os
+import re
 import resource
 import shutil
 import sys
@@ -23,6 +25,7 @@ from tritonclient.utils import InferenceServerException
 
 from service.access import GrpcTls
 from service.errors import ServiceFailure, StartupFault
+from service.local_client import LocalClient
 from service.pytriton_compat.command_line import overwrite_arguments
 from service.pytriton_compat.lane import InferenceCallable, Lane
 from service.pytriton_compat.libpython import link_libpython
@@ -43,6 +46,8 @@ _START_SECONDS = 300.0
 _MAX_SOCKET_PATH = 107  # of Linux, in bytes; a longer one would show only as a start that never ends
 _DRAIN_SECONDS = 120.0
 _POLL_SECONDS = 0.05
+_METRICS_SECONDS = 2.0
+_WAITING = re.compile(rb"^nv_inference_pending_request_count\{.*\} (\d+)$", re.MULTILINE)
 _STUB_MEBIBYTES = 4  # that a stub takes of it before its first request
 _HEAPS = {
     # Or each of tritonserver's threads gets a heap of its own, which stays as large as the worst moment has made it.
@@ -106,6 +111,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         """
         self._folder = workspace
         self._access = access
+        self._metrics = LocalClient("127.0.0.1", config.metrics_port) if config.allow_metrics else None
         self._stub_bytes = stub_bytes
         self._triton_server_config: TritonServerConfig
         # A local model store makes tritonserver load every model before it listens: a port that answers is a service
@@ -207,7 +213,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
     @property
     def is_working(self) -> bool:
         """Whether a lane has a batch in the works."""
-        return any(lane.is_working for lane, _ in self._lanes)
+        return any(lane.in_the_works for lane, _ in self._lanes)
 
     def report_not_ready(self) -> None:
         """Turn `/v2/health/ready` to false for good, while requests are answered as before.
@@ -238,10 +244,21 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             for model in reversed(list(self._model_manager.models)):
                 client.unload_model(model.model_name, headers=self._headers)
         deadline = time.monotonic() + _DRAIN_SECONDS
+        logger.info("draining: %s", self._left())
         while not self._has_answered_all(idle_seconds):
             if time.monotonic() > deadline:
                 raise ServiceFailure(f"requests were still in flight after {_DRAIN_SECONDS:.0f} s and are dropped")
+            logger.info("still draining: %s", self._left())
         self._drained = True
+
+    def _left(self) -> str:
+        """The accepted requests that are not answered yet; of those that no lane has, only Triton's metrics tell."""
+        left = f"{sum(lane.in_the_works for lane, _ in self._lanes)} requests in the works"
+        if self._metrics:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                _, metrics = self._metrics.get("/metrics", _METRICS_SECONDS)
+                left += f", {sum(map(int, _WAITING.findall(metrics)))} waiting for a batch"
+        return left
 
     def _has_answered_all(self, idle_seconds: float) -> bool:
         """Wait so long for the stubs, Triton's only children, which it ends when the last request is answered.

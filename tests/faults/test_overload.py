@@ -1,5 +1,7 @@
 """More requests than can be worked off: what is not taken is refused at once, what is taken is answered."""
 
+import re
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -79,6 +81,33 @@ def test_the_probe_tells_busy_from_unable(narrow: tuple[ServiceProcess, Path]) -
     hangs = probe("--url", running.url, "--timeout-s", "1")
     server.resume()
     assert hangs.returncode == 1 and hangs.stdout.startswith("not able: ")
+
+
+def test_a_drain_tells_what_is_left(tmp_path: Path) -> None:
+    file, images = tmp_path / "sabotage", 9
+    arguments, environment = ("--lanes", "1", "--max-batch-size", "1"), {"SABOTAGE": str(file)}
+    with (
+        service(tmp_path, *arguments, module="tests.faults.sabotaged", environment=environment) as running,
+        ThreadPoolExecutor(images) as threads,
+    ):
+        file.write_text("hangs")
+        answers = [threads.submit(post_raw, running, photographs()[0]) for _ in range(images)]
+        # The others are in the lane and on their way there, and so may be a canary.
+        wait_for(lambda: _is_busy(running) and _waiting(running.metrics()) >= images - 1)
+        running.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: "still draining" in running.output(), 60)
+        file.unlink()
+        assert running.process.wait(60) == 0
+        assert {answer.result().status_code for answer in answers} == {200}
+        told = re.findall(r"INFO .*draining: 1 requests in the works, (\d+) waiting for a batch", running.output())
+    assert len(told) >= 2 and {int(waiting) for waiting in told} <= {images - 1, images}
+
+
+def _waiting(metrics: str) -> int:
+    (waiting,) = re.findall(
+        r'^nv_inference_pending_request_count\{model="embed_image",.* (\d+)$', metrics, re.MULTILINE
+    )
+    return int(waiting)
 
 
 def _is_busy(running: ServiceProcess) -> bool:
