@@ -1,6 +1,10 @@
 """Settings come from a file, the environment and the command line; whatever is wrong is told in one line, by name."""
 
+import configparser
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -9,9 +13,14 @@ import pytest
 from pydantic import ValidationError
 
 from service.errors import StartupFault
+from service.pytriton_compat.triton import _DRAIN_SECONDS
 from service.settings import Settings, load_settings
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+REPOSITORY = Path(__file__).parents[1]
+CONFIGS = sorted((REPOSITORY / "configs" / "settings").glob("*.toml"))
+UNIT = REPOSITORY / "configs" / "systemd" / "embed.service"
+INSTALLED = "/opt/embed"
+END_SECONDS = 10
 DEFAULTS = Settings.model_construct()
 
 
@@ -209,3 +218,23 @@ def test_settings_are_frozen() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_each_deployments_file_is_valid(path: Path) -> None:
     assert load_settings(["--config", str(path)]).config == path
+
+
+def test_the_systemd_unit_starts_what_there_is_and_gives_it_time_to_drain(load: Callable[[Sources], Settings]) -> None:
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.read(UNIT)
+    python, *module, arguments = unit["Service"]["ExecStart"].split(maxsplit=3)
+    assert [python, *module] == [f"{INSTALLED}/.venv/bin/python", "-m", "service"]
+    settings = load(Sources("", "", arguments.replace(INSTALLED, str(REPOSITORY))))
+    assert settings.host == "127.0.0.1"
+    assert int(unit["Service"]["TimeoutStopSec"]) > settings.shutdown_grace_s + _DRAIN_SECONDS + END_SECONDS
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is missing")
+def test_systemd_understands_the_unit(tmp_path: Path) -> None:
+    copy = tmp_path / UNIT.name
+    copy.write_text(UNIT.read_text().replace(f"{INSTALLED}/.venv/bin/python", sys.executable))
+    result = subprocess.run(
+        ["systemd-analyze", "verify", copy], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 0 and UNIT.name not in result.stderr, result.stderr
