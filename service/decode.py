@@ -116,15 +116,36 @@ class Decoder:
             MemoryError: the machine has none left, which is no fault of the image: its size is limited.
         """
         stripped = metadata.strip(data)
+        return self._decode_plain_jpeg(stripped) or self._decode_by_pillow(stripped, len(data))
+
+    def _decode_plain_jpeg(self, stripped: metadata.Stripped) -> DecodedImage | None:
+        """By libjpeg-turbo itself; None for no plain JPEG, and for one with any damage: Pillow decides on those.
+
+        Pillow's look at the header alone takes as long as everything else that is done here in Python.
+        """
+        if self.least_side is None or stripped.plain_jpeg is None:
+            return None
+        self._check_size(*stripped.plain_jpeg)
+        width, height = stripped.plain_jpeg
+        scale = self._scale(width, height)
+        try:
+            pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(
+                stripped.data, min_width=-(-width // scale), min_height=-(-height // scale)
+            )
+        except ValueError:
+            return None
+        return DecodedImage(pixels, (width / scale, height / scale), self._transpose(stripped.exif, stripped.xmp))
+
+    def _decode_by_pillow(self, stripped: metadata.Stripped, size: int) -> DecodedImage:
         image = _open(stripped.data, self.max_pixels)
         try:
-            self._check_header(image, stripped.frame, len(data))
-            scale = self._scale(image)
+            self._check_header(image, stripped.frame, size)
+            scale = self._scale(*image.size) if image.format == "JPEG" else 1
             extent = image.width / scale, image.height / scale
-            pixels = self._decode_jpeg(stripped.data, image, scale)
-            if pixels is None:
-                pixels = self._decode_with_pillow(image, scale)
-            transpose = _transpose(image, stripped) if self.exif_orientation else None
+            pixels = self._load(image, scale)
+            exif, xmp = stripped.exif or image.info.get("exif", b""), stripped.xmp or image.info.get("xmp", b"")
+            # Pillow has turned a TIFF already.
+            transpose = None if image.format == "TIFF" else self._transpose(exif, xmp)
             return DecodedImage(pixels, extent, transpose)
         except (Fault, MemoryError):
             raise
@@ -133,38 +154,33 @@ class Decoder:
             raise CorruptImage(f"the {image.format} data is truncated or corrupt ({_one_line(error)})") from error
 
     def _check_header(self, image: ImageFile.ImageFile, frame: tuple[int, int], size: int) -> None:
-        if max(image.size) > MAX_SIDE:
-            raise TooManyPixels(
-                f"{image.width}x{image.height} has a side of over {MAX_SIDE} pixels; send a smaller image"
-            )
         # libtiff allocates a whole tile, however small the image in its corner, and AVIF's decoder a whole frame.
         for width, height in (image.size, _tile_size(image), frame):
-            if width * height > self.max_pixels:
-                raise _too_many_pixels(f"{width}x{height}", self.max_pixels)
+            self._check_size(width, height)
         if image.mode in _UNSCALED_MODES:
             raise UnsupportedFormat(f"{image.format} of 32 bits a sample is not read; send 8 or 16 bits")
         run_lengths = any(tile.codec_name == "bmp_rle" for tile in image.tile)
         if run_lengths and (image.width * image.height > MAX_RUN_LENGTH_PIXELS or size > MAX_RUN_LENGTH_BYTES):
             raise UnsupportedFormat("a large BMP of run lengths is not read; send it uncompressed or as PNG")
 
-    def _scale(self, image: Image.Image) -> int:
-        """What to divide the sides by while decoding: 2, 4 or 8 for a large JPEG, else 1."""
-        if self.least_side is None or image.format != "JPEG":
+    def _check_size(self, width: int, height: int) -> None:
+        if max(width, height) > MAX_SIDE:
+            raise TooManyPixels(f"{width}x{height} has a side of over {MAX_SIDE} pixels; send a smaller image")
+        if width * height > self.max_pixels:
+            raise _too_many_pixels(f"{width}x{height}", self.max_pixels)
+
+    def _scale(self, width: int, height: int) -> int:
+        """What to divide the sides of a JPEG by while decoding: 2, 4 or 8 for a large one, else 1."""
+        if self.least_side is None:
             return 1
-        return next(scale for scale in (8, 4, 2, 1) if scale == 1 or min(image.size) // scale >= self.least_side)
+        side = min(width, height)
+        return next(scale for scale in (8, 4, 2, 1) if scale == 1 or side // scale >= self.least_side)
 
-    def _decode_jpeg(self, data: bytes, image: Image.Image, scale: int) -> npt.NDArray[np.uint8] | None:
-        """RGB `[H, W, 3]` of a plain JPEG; None for all else, and for one with any damage: Pillow decides on those."""
-        if self.least_side is None or image.format != "JPEG" or image.mode not in ("RGB", "L"):
-            return None
-        width, height = (-(-side // scale) for side in image.size)
-        try:
-            pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, min_width=width, min_height=height)
-        except ValueError:
-            return None
-        return pixels
+    def _transpose(self, exif: bytes, xmp: bytes) -> Image.Transpose | None:
+        orientation = metadata.orientation(exif, xmp) if self.exif_orientation else None
+        return None if orientation is None else _TRANSPOSE_BY_ORIENTATION.get(orientation)
 
-    def _decode_with_pillow(self, image: ImageFile.ImageFile, scale: int) -> npt.NDArray[np.uint8]:
+    def _load(self, image: ImageFile.ImageFile, scale: int) -> npt.NDArray[np.uint8]:
         if scale > 1:
             image.draft(None, (image.width // scale, image.height // scale))
         if isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -245,14 +261,6 @@ def _silence_libtiff() -> None:
     # A Pillow that was built without libtiff, or with it inside, has no such function.
     with suppress(AttributeError):
         ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
-
-
-def _transpose(image: Image.Image, stripped: metadata.Stripped) -> Image.Transpose | None:
-    if image.format == "TIFF":
-        return None  # Pillow has turned it already
-    exif, xmp = stripped.exif or image.info.get("exif", b""), stripped.xmp or image.info.get("xmp", b"")
-    orientation = metadata.orientation(exif, xmp)
-    return None if orientation is None else _TRANSPOSE_BY_ORIENTATION.get(orientation)
 
 
 def _scale_transparent_colour(image: Image.Image, stored: object) -> None:

@@ -8,7 +8,7 @@ import itertools
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from service.avif import largest_frame
@@ -29,6 +29,7 @@ _MAX_TEXT = 1 << 20
 # Not among them: markers without a length, stuffed and fill bytes.
 _JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
 _SOS, _EOI, _APP1, _COM = 0xDA, 0xD9, 0xE1, 0xFE
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL_FRAMES = (0xC0, 0xC1, 0xC9)
 _ARITHMETIC_FRAMES = (0xC9, 0xCA)
 _APP = range(0xE0, 0xF0)
@@ -55,13 +56,15 @@ _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 class Stripped(NamedTuple):
     """An encoded image, and the metadata that was taken out of it; empty where there was none.
 
-    `frame` is width and height of the largest frame that an AVIF holds, whatever its boxes say of the image.
+    `frame` is width and height of the largest frame that an AVIF holds, whatever its boxes say of the image;
+    `plain_jpeg` those of a JPEG in gray or three colours of 8 bits, of which every decoder finds the same header.
     """
 
     data: bytes
     exif: bytes = b""
     xmp: bytes = b""
     frame: tuple[int, int] = (0, 0)
+    plain_jpeg: tuple[int, int] | None = None
 
 
 def strip(data: bytes) -> Stripped:
@@ -125,7 +128,16 @@ def _strip_jpeg(data: bytes) -> Stripped:
         raise UnsupportedFormat("a JPEG of so many scans is not read; save it as a baseline JPEG")
     if sum(map(len, kept)) > MAX_TABLE_BYTES:
         raise UnsupportedFormat(f"a JPEG with tables of more than {MAX_TABLE_BYTES} bytes is not read; save it anew")
-    return Stripped(b"".join([*kept, memoryview(data)[pixels:]]), exif, xmp)
+    return Stripped(b"".join([*kept, memoryview(data)[pixels:]]), exif, xmp, plain_jpeg=_plain_size(kept[1:]))
+
+
+def _plain_size(segments: Sequence[bytes]) -> tuple[int, int] | None:
+    """Width and height, where the segments before the pixels are whole and one of them is a plain picture's frame."""
+    frames = [segment for segment in segments if segment[1] in _FRAMES]
+    if len(frames) != 1 or len(frames[0]) < 10 or any(len(segment) < 4 for segment in segments):
+        return None
+    bits, height, width, components = struct.unpack_from(">BHHB", frames[0], 4)
+    return (width, height) if bits == 8 and components in (1, 3) and width and height else None
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:

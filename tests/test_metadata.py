@@ -190,3 +190,32 @@ def test_a_little_endian_bigtiff_is_read() -> None:
     np.testing.assert_array_equal(_decoded(encode(Image.fromarray(UPRIGHT), "TIFF", big_tiff=True)), UPRIGHT)
     with pytest.raises(UnsupportedFormat, match="big-endian"):
         _decoded(b"MM\0+" + struct.pack(">HHQ", 8, 0, 16))
+
+
+def _jpeg(mode: str = "RGB", **options: Any) -> bytes:
+    return encode(Image.new(mode, (40, 30)), "JPEG", **options)
+
+
+FRAME = b"\xff\xc0\0\x0b\x08\xff\xff\xff\xff\x01\x01\x11\0"
+
+
+@pytest.mark.parametrize(
+    ("jpeg", "size"),
+    [
+        (_jpeg(), (40, 30)),
+        (_jpeg("L"), (40, 30)),
+        (_jpeg(progressive=True), (40, 30)),
+        (_jpeg("CMYK"), None),
+        (_jpeg().replace(b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x11\x0c"), None),
+        (_jpeg().replace(b"\x08\0\x1e\0\x28", b"\x08\0\0\0\x28"), None),
+        # libjpeg would take what stands after these for their length, and pass over the frame.
+        (in_jpeg(b"\xff\xdc\0\0"), None),
+        (in_jpeg(b"\xff\xdc\0\1"), None),
+        (in_jpeg(FRAME), None),
+    ],
+    ids=["colours", "gray", "progressive", "CMYK", "12 bits", "no height", "no length", "short length", "two frames"],
+)
+def test_a_plain_jpegs_size_is_known_where_every_decoder_finds_the_same(
+    jpeg: bytes, size: tuple[int, int] | None
+) -> None:
+    assert metadata.strip(jpeg).plain_jpeg == size
