@@ -38,6 +38,9 @@ class Row(NamedTuple):
 class PixelEncoder(Protocol):
     """What the pipeline asks of `encoder.Encoder`."""
 
+    def room_for(self, count: int) -> Pixels:
+        """An array for the pixels of `count` images, `[count, S, S, 3]`."""
+
     def encode(self, pixels: Pixels) -> Embedding:
         """uint8 RGB pixels `[N, S, S, 3]` -> float32 embeddings `[N, D]`."""
 
@@ -94,8 +97,7 @@ class Pipeline:
         return [outcomes[digest] for digest in digests]
 
     def _embed_all(self, images: Sequence[bytes]) -> list[Outcome]:
-        side = self._preprocessor.size
-        pixels = np.empty((len(images), side, side, 3), dtype=np.uint8)
+        pixels = self._encoder.room_for(len(images))
         faults = self._in_parallel(self._prepare, images, pixels)
         sound = [index for index, fault in enumerate(faults) if fault is None]
         if not sound:

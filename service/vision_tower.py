@@ -3,8 +3,9 @@
 Comes in: pixel values `[N, 3, S, S]`. Goes out: embeddings `[N, D]`, the model's `pooler_output`. The arithmetic is
 that of `transformers.SiglipVisionModel`, whose bookkeeping takes as long as the arithmetic where batches are small;
 here patches are embedded by a plain product instead of a convolution, query, key and value are projected in one
-product instead of three, and the pooling head's query, the same for every image, is projected once. It must not know of
-images, batching or threads.
+product instead of three, the pooling head's query, the same for every image, is projected once, and what follows a
+product is left to the product's kernel where the device has one that does both. It must not know of images, batching or
+threads.
 """
 
 from typing import NamedTuple
@@ -15,6 +16,10 @@ from transformers import SiglipVisionModel
 
 # As `hidden_act` of a configuration; the activation of every published SigLIP.
 _GELU_TANH = "gelu_pytorch_tanh"
+# GELU leaves it as it is, in every dtype, and to divide a bias by it costs no bit.
+_PASSES_GELU = 8.0
+# Kernels read rows of so many numbers at their best.
+_CUDA_ROW = 64
 
 
 class _Affine(NamedTuple):
@@ -73,6 +78,24 @@ class _OneDnnLinear(_Linear):
         return product
 
 
+class _CudaLinear(_Linear):
+    """The same by cuBLASLt, whose products can go on with GELU."""
+
+    def gelu(self, tokens: torch.Tensor) -> torch.Tensor:
+        rows = tokens.flatten(0, -2)
+        # On CUDA, and only there, in GELU's tanh form.
+        activated = torch._addmm_activation(self._bias, rows, self._weight.t(), use_gelu=True)
+        return activated.view(*tokens.shape[:-1], -1)
+
+
+class _CudaLinearOntoResidual(_Linear):
+    """A linear layer whose bias is part of its product already, and which adds to the residual in place."""
+
+    def plus(self, residual: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        residual.flatten(0, -2).addmm_(tokens.flatten(0, -2), self._weight.t())
+        return residual
+
+
 class _Mlp(NamedTuple):
     norm: _Affine
     up: _Linear
@@ -101,7 +124,8 @@ class VisionTower:
         self._heads, self._patch_size = int(config.num_attention_heads), int(config.patch_size)
         self._activation = None if config.hidden_act == _GELU_TANH else model.encoder.layers[0].mlp.activation_fn
         by_onednn = device.type == "cpu" and dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        self._linear = _OneDnnLinear if by_onednn else _Linear
+        self._by_cublas = _has_cublas(device)
+        self._linear = _CudaLinear if self._by_cublas else _OneDnnLinear if by_onednn else _Linear
         self._weights = {
             name: weight.detach().to(device=device, dtype=dtype) for name, weight in model.named_parameters()
         }
@@ -123,7 +147,11 @@ class VisionTower:
         return self._linear(*self._take(name))
 
     def _take_mlp(self, norm: str, mlp: str) -> _Mlp:
-        return _Mlp(self._take(norm), self._take_linear(f"{mlp}.fc1"), self._take_linear(f"{mlp}.fc2"))
+        up, down = self._take(f"{mlp}.fc1"), self._take(f"{mlp}.fc2")
+        if self._by_cublas and not self._activation:
+            up, down = _with_bias_as_unit(up, down)
+            return _Mlp(self._take(norm), _CudaLinear(*up), _CudaLinearOntoResidual(*down))
+        return _Mlp(self._take(norm), self._linear(*up), self._linear(*down))
 
     def _take_layer(self, name: str) -> _Layer:
         parts = [self._take(f"{name}.self_attn.{part}_proj") for part in ("q", "k", "v")]
@@ -184,3 +212,21 @@ class VisionTower:
 
     def _norm(self, tokens: torch.Tensor, norm: _Affine) -> torch.Tensor:
         return functional.layer_norm(tokens, (self._width,), *norm, self._eps)
+
+
+def _has_cublas(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+def _with_bias_as_unit(up: _Affine, down: _Affine) -> tuple[_Affine, _Affine]:
+    """The two layers with more hidden units, of which one always has the same value and carries `down`'s bias.
+
+    Then `down` is a plain product, and that of cuBLAS can add to what is there already: to the residual.
+    """
+    hidden = len(up.bias)
+    more = -(hidden + 1) % _CUDA_ROW + 1
+    up_weight, up_bias = functional.pad(up.weight, (0, 0, 0, more)), functional.pad(up.bias, (0, more))
+    up_bias[hidden] = _PASSES_GELU
+    down_weight = functional.pad(down.weight, (0, more))
+    down_weight[:, hidden] = down.bias / _PASSES_GELU
+    return _Affine(up_weight, up_bias), _Affine(down_weight, torch.zeros_like(down.bias))

@@ -37,10 +37,11 @@ ALLOWED = {
     "metadata": {"avif", "errors"},
     "avif": {"errors"},
     "preprocess": {"errors"},
-    "encoder": {"vision_tower", "errors", "cores", "metrics"},
+    "encoder": {"vision_tower", "cuda_graphs", "errors", "cores", "metrics"},
     "settings": {"errors"},
     "cache": set[str](),
     "cores": set[str](),
+    "cuda_graphs": set[str](),
     "environment": set[str](),
     "errors": set[str](),
     "fingerprint": {"vision_tower"},
@@ -53,7 +54,7 @@ ALLOWED = {
 }  # fmt: skip
 # Only these rooms know of the transport, and only these of torch: the model, and the filters that resize images.
 TRANSPORT = {"server", "pytriton_compat", "client"}
-TORCH = {"encoder", "vision_tower", "preprocess"}
+TORCH = {"encoder", "vision_tower", "cuda_graphs", "preprocess"}
 MAX_LINES = 40
 
 MODULES = [path for path in sorted(SERVICE.rglob("*.py")) if "demo" not in path.parts]

@@ -229,7 +229,7 @@ def test_a_batch_that_does_not_fit_is_told_at_the_start(around: Callable[..., En
         if len(pixel_values) > 4:
             raise torch.OutOfMemoryError("out of memory\nof many lines")
 
-    with pytest.raises(StartupFault, match=r"^a batch of 6 .* memory of cpu; lower --max-batch-size$"):
+    with pytest.raises(StartupFault, match=r"^batches of 6 .* memory of cpu; lower --max-batch-size$"):
         around(_Tower(take_memory)).warm_up(6)
 
 

@@ -32,7 +32,14 @@ BAD: list[tuple[Row, type[Fault]]] = [
 ]
 
 
-class MeanColour:
+class Roomy:
+    """What every encoder has: room for pixels, here of a colour that is no image's."""
+
+    def room_for(self, count: int) -> npt.NDArray[np.uint8]:
+        return np.full((count, SIDE, SIDE, 3), 111, np.uint8)
+
+
+class MeanColour(Roomy):
     """An embedding that shows whose it is: the image's mean colour. Keeps the sizes of the batches it is given."""
 
     def __init__(self) -> None:
@@ -45,7 +52,7 @@ class MeanColour:
         return means
 
 
-class Broken:
+class Broken(Roomy):
     """An encoder whose device is gone."""
 
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Embedding:

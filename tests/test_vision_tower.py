@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from service import vision_tower
 from service.vision_tower import VisionTower
 
 SHAPE: dict[str, Any] = {
@@ -33,9 +34,20 @@ def _model(shape: dict[str, Any], dtype: torch.dtype) -> Any:
     return model.to(dtype).eval()
 
 
+@pytest.mark.parametrize("by_cublas", [False, True])
 @pytest.mark.parametrize("images", [1, 5])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_embeddings_are_the_models(shape: dict[str, Any], images: int) -> None:
+def test_embeddings_are_the_models(
+    shape: dict[str, Any], images: int, by_cublas: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of the operators that CUDA gets, which a CPU can compute as well, but for one."""
+
+    def gelu_in_tanh_form(bias: torch.Tensor, rows: torch.Tensor, weight: torch.Tensor, use_gelu: bool) -> torch.Tensor:
+        assert use_gelu
+        return torch.nn.functional.gelu(torch.addmm(bias, rows, weight), approximate="tanh")
+
+    monkeypatch.setattr(vision_tower, "_has_cublas", lambda device: by_cublas)
+    monkeypatch.setattr(torch, "_addmm_activation", gelu_in_tanh_form)
     model = _model(shape, torch.float64)
     side = model.config.image_size
     values = torch.randn(images, side, side, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))

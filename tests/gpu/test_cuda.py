@@ -33,7 +33,7 @@ CHECKPOINTS = {
     "so400m-384": (REPOSITORY / "perf" / "architectures" / "so400m-patch14-384", True),
 }
 LEAST_COSINE = {"float32": 0.99999, "float16": 0.9999, "bfloat16": 0.999}
-SIZES = (1, 60, 3, 17, 60, 2, 1, 33)
+SIZES = (1, 60, 3, 17, 150, 2, 1, 33)
 DECODER = Decoder(2**25, 50_000_000)
 
 Pixels = npt.NDArray[np.uint8]
@@ -44,12 +44,14 @@ def _preprocessor(checkpoint: str) -> Preprocessor:
     return Preprocessor.from_pretrained(str(CHECKPOINTS[checkpoint][0]), exact=True)
 
 
-def _encoder(checkpoint: str, dtype: str = "auto") -> Encoder:
+def _encoder(checkpoint: str, dtype: str = "auto", largest: int = 150) -> Encoder:
     (device,), preprocessor = resolve_devices("cuda"), _preprocessor(checkpoint)
     model = _model(checkpoint)
-    return Encoder(
+    encoder = Encoder(
         model, device, resolve_dtype(dtype, device), preprocessor.scale, preprocessor.offset, Cores(), Metrics()
     )
+    encoder.warm_up(largest)
+    return encoder
 
 
 def _model(checkpoint: str) -> Any:
@@ -82,8 +84,7 @@ def _batches(encoder: Encoder) -> list[Pixels]:
 def test_a_batch_of_60_has_the_reference_embeddings(checkpoint: str, dtype: str) -> None:
     """Sixty awkward images through the pipeline on CUDA, against transformers' model in float32 on the CPU."""
     rows = [Row(images.sample(name).data, False) for name in images.SMALL_NAMES]
-    encoder = _encoder(checkpoint, dtype)
-    encoder.warm_up(60)
+    encoder = _encoder(checkpoint, dtype, 60)
     with ThreadPoolExecutor(4) as helpers:
         pipeline = Pipeline(DECODER, _preprocessor(checkpoint), encoder, Cores(), helpers, Metrics())
         outcomes = pipeline.embed((rows * 60)[:60])
@@ -120,20 +121,41 @@ def test_many_callers_at_once_get_exactly_what_one_gets(dtype: str) -> None:
                 np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "auto"])
+def test_a_recorded_batch_has_the_embeddings_of_one_that_is_not(dtype: str) -> None:
+    """Pixel values are not recorded. The pixels are normalised here as the encoder does it."""
+    encoder, preprocessor = _encoder("base-224", dtype), _preprocessor("base-224")
+    scale, offset = np.array(preprocessor.scale, np.float32), np.array(preprocessor.offset, np.float32)
+    for pixels in _batches(encoder):
+        values = np.ascontiguousarray((pixels * scale - offset).transpose(0, 3, 1, 2))
+        assert cosines(encoder.encode(pixels), encoder.encode_pixel_values(values)).min() >= 0.99999
+
+
 def test_kernels_are_launched_in_turns_by_the_thread_that_was_warmed_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    launchers = set[int]()
+    launchers: list[int] = []
 
     def tower(pixel_values: torch.Tensor) -> torch.Tensor:
-        launchers.add(threading.get_ident())
+        launchers.append(threading.get_ident())
         return pixel_values.mean(dim=(2, 3))
 
     monkeypatch.setattr(encoder_room, "VisionTower", lambda *_: tower)
-    encoder = _encoder("demo", "float32")
+    encoder = _encoder("demo", "float32", 2)
     assert encoder.lanes == 2
-    encoder.warm_up(2)
+    recorded = len(launchers)
+    values = np.zeros((3, 3, encoder.image_size, encoder.image_size), np.float32)
     with ThreadPoolExecutor(8) as callers:
-        assert len(list(callers.map(encoder.encode, _batches(encoder) * 2))) == 2 * len(SIZES)
-    assert len(launchers) == 1
+        assert len(list(callers.map(encoder.encode_pixel_values, [values] * 16))) == 16
+    assert len(launchers) == recorded + 16 and len(set(launchers)) == 1
+
+
+def test_the_product_that_goes_on_with_gelu_does_so_in_its_tanh_form() -> None:
+    """The two forms differ by up to 5e-4."""
+    with torch.device("cuda"):
+        rows, weight, bias = torch.randn(64, 64), torch.randn(64, 64) / 8, torch.randn(64)
+    product = torch.addmm(bias, rows, weight.t())
+    found = torch._addmm_activation(bias, rows, weight.t(), use_gelu=True)
+    torch.testing.assert_close(found, torch.nn.functional.gelu(product, approximate="tanh"), rtol=0, atol=5e-5)
+    assert (found - torch.nn.functional.gelu(product)).abs().max() > 2e-4
 
 
 def test_the_memory_that_the_encoder_takes_is_known() -> None:
