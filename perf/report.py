@@ -29,10 +29,10 @@ def write_report(results: Results, folder: Path, titles: dict[str, tuple[str, st
 
 
 def write_readme(folder: Path, titles: dict[str, tuple[str, str]], readme: Path = _README) -> None:
-    """Rewrite the block of results in the README from all results in `folder`, which lies beside it."""
+    """Rewrite the block of results in the README from all results in `folder`, which lies beside it; GPUs first."""
     lines: list[str] = []
-    for path in sorted(folder.glob("*.json")):
-        results = read_results(path)
+    everywhere = [read_results(path) for path in sorted(folder.glob("*.json"))]
+    for results in sorted(everywhere, key=lambda results: not results.machine["gpus"]):
         lines += [f"### {_about(results)}", "", *_summary(results, titles), ""]
         plots = sorted(folder.glob(f"{results.name}-*.svg"))
         lines += [f"![{plot.stem}]({folder.name}/{plot.name})" for plot in plots]
