@@ -43,6 +43,8 @@ _STUB_FILES = {
     "pulse.py": "pulse.py",
 }
 _START_SECONDS = 300.0
+# What tritonclient raises; of a server that ends while it is asked, what the HTTP library beneath makes of it.
+_UNANSWERED = (OSError, http.client.HTTPException, InferenceServerException)
 _MAX_SOCKET_PATH = 107  # of Linux, in bytes; a longer one would show only as a start that never ends
 _DRAIN_SECONDS = 120.0
 _POLL_SECONDS = 0.05
@@ -312,7 +314,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         with contextlib.closing(create_client_from_url(self._url)) as client:
             try:
                 yield client
-            except (OSError, InferenceServerException) as error:
+            except _UNANSWERED as error:
                 raise ServiceFailure(f"tritonserver could not be asked to finish its requests: {error}") from error
 
     def _prepare_triton_config(self, workspace: Any) -> None:
@@ -368,7 +370,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         with contextlib.closing(create_client_from_url(self._url)) as client:
             try:
                 return bool(client.is_server_ready(headers=self._headers))
-            except (OSError, InferenceServerException):
+            except _UNANSWERED:
                 return False
 
     def _check_shared_memory(self) -> None:
