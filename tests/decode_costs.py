@@ -1,7 +1,8 @@
 """What each hostile image costs the decoder: `python -m tests.decode_costs` prints them as one JSON object.
 
-Each is decoded in a process of its own, forked for it, in both ways of decoding: what a decoder once took stays with a
-process. Of the two the larger count: [seconds of the processor, mebibytes of memory at the peak, "ok" or the fault].
+Each is decoded in a process of its own, forked for it, as what a decoder once took stays with a process; a JPEG in both
+ways of decoding, of which the larger count: [seconds of the processor, mebibytes of memory at the peak, "ok" or the
+fault].
 """
 
 import json
@@ -56,8 +57,10 @@ def main() -> None:
     costs = {}
     for name in NAMES:
         data = hostile(name)
-        both = [_apart(data, decoder) for decoder in DECODERS]
-        costs[name] = None if None in both else [max(values) for values in zip(*both, strict=True)]
+        # The least side, in which the two differ, is of no account to other formats.
+        decoders = DECODERS if name.startswith("jpeg") else DECODERS[:1]
+        found = [_apart(data, decoder) for decoder in decoders]
+        costs[name] = None if None in found else [max(values) for values in zip(*found, strict=True)]
     json.dump(costs, sys.stdout)
 
 
