@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,19 +18,18 @@ from service.demo.train import CHECKPOINT, train
 
 CLASSES = [(colour, shape) for colour in COLOURS for shape in SHAPES]
 SEED = 20_000  # of no training run's drawings
-KNOWN, QUERIES = 8, 4  # drawings a class: for the class's mean, and to be recognised
+EACH = 4  # drawings a class
 
 Vectors = npt.NDArray[np.float32]
 
 
-def _drawn(rng: np.random.Generator, each: int, swap: bool = False) -> list[Image.Image]:
-    """Images of every class, `each` at a time, after a trip through JPEG; `swap` exchanges red and blue."""
+def _drawn(rng: np.random.Generator, each: int) -> list[Image.Image]:
+    """Images of every class, `each` at a time, after a trip through JPEG."""
     images: list[Image.Image] = []
     for colour, shape in CLASSES:
         for _ in range(each):
-            image = draw(rng, colour, shape).image
             file = io.BytesIO()
-            (Image.merge("RGB", image.split()[::-1]) if swap else image).save(file, "JPEG", quality=85)
+            draw(rng, colour, shape).image.save(file, "JPEG", quality=85)
             images.append(Image.open(file))
     return images
 
@@ -54,14 +52,6 @@ def _recognised(queries: Vectors, anchors: Vectors) -> npt.NDArray[np.bool_]:
     nearest = (queries @ _unit(anchors).T).argmax(axis=1).reshape(len(CLASSES), -1)
     right: npt.NDArray[np.bool_] = nearest == np.arange(len(CLASSES))[:, None]
     return right
-
-
-@pytest.fixture(scope="module")
-def held_out() -> dict[str, Any]:
-    """Class means, and embeddings of the same queries as they are and with red and blue exchanged."""
-    means = _embed(_drawn(np.random.default_rng(SEED), KNOWN)).reshape(len(CLASSES), KNOWN, -1).mean(axis=1)
-    queries, swapped = (_embed(_drawn(np.random.default_rng(SEED + 1), QUERIES, swap)) for swap in (False, True))
-    return {"means": means, "queries": queries, "swapped": swapped}
 
 
 def test_drawings_follow_the_generator_and_the_request() -> None:
@@ -90,24 +80,15 @@ def test_checkpoint_is_small() -> None:
     assert sum(file.stat().st_size for file in CHECKPOINT.iterdir()) <= 4_000_000
 
 
-def test_held_out_drawings_are_recognised_by_their_nearest_class_mean(held_out: dict[str, Any]) -> None:
-    assert len(CLASSES) >= 40
-    assert _recognised(held_out["queries"], held_out["means"]).mean() >= 0.95
-
-
-def test_swapping_red_and_blue_breaks_recognition(held_out: dict[str, Any]) -> None:
-    recognised = _recognised(held_out["swapped"], held_out["means"])
-    assert recognised.mean() < 0.5
-    assert recognised[[colour in ("red", "blue") for colour, _ in CLASSES]].mean() < 0.05
-
-
-def test_text_tower_names_held_out_drawings(held_out: dict[str, Any]) -> None:
+def test_text_tower_names_held_out_drawings() -> None:
+    """That images alone are told apart, the service shows: tests/integration/test_demo_checkpoint.py."""
+    queries = _embed(_drawn(np.random.default_rng(SEED), EACH))
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
     captions = [describe(colour, shape) for colour, shape in CLASSES]
     with torch.inference_mode():
         tokens = tokenizer(captions, padding="max_length", return_tensors="pt")
         texts = SiglipModel.from_pretrained(CHECKPOINT).get_text_features(**tokens).pooler_output.numpy()
-    assert _recognised(held_out["queries"], texts).mean() >= 0.9
+    assert _recognised(queries, texts).mean() >= 0.9
 
 
 def test_training_repeats_itself_and_writes_a_loadable_checkpoint(tmp_path: Path) -> None:
