@@ -74,6 +74,8 @@ def _stop_the_service(running: ServiceProcess, _: Path) -> None:
 
 KILL, STOP = signal.SIGKILL, signal.SIGSTOP
 FAULTS: Mapping[str, Fault] = {
+    # First, as it takes the longest, and others go on beside it.
+    "the encoder hangs": Fault(_sabotage("hangs"), "a decode or encode", seconds=HANGING_ENCODER_SECONDS),
     "tritonserver is killed": Fault(_signal("bin/tritonserver", KILL), "of tritonserver has died"),
     "tritonserver hangs": Fault(_signal("bin/tritonserver", STOP), "tritonserver does not answer|the stub of .* hangs"),
     "a stub is killed": Fault(_signal("embed_image_0_1", KILL), "of tritonserver has died"),
@@ -86,7 +88,6 @@ FAULTS: Mapping[str, Fault] = {
     "the encoder is out of memory": Fault(_sabotage("is out of memory"), "the encoder on cpu fails batch after batch"),
     "the encoder is wrong": Fault(_sabotage("is wrong"), "the canary came back with", wrong_answers=True),
     "the encoder computes no numbers": Fault(_sabotage("computes no numbers"), "one canary after another is answered"),
-    "the encoder hangs": Fault(_sabotage("hangs"), "a decode or encode", seconds=HANGING_ENCODER_SECONDS),
 }
 
 

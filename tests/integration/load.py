@@ -13,7 +13,8 @@ from tests.integration.clients import RAW_HEADERS, Embeddings, post_raw, read_ra
 from tests.integration.reference import photographs
 from tests.integration.service_process import ServiceProcess
 
-SECONDS = 60
+# More than a service may take to find out, on a busy machine, that it hangs.
+SECONDS = 120
 
 
 class Sent(NamedTuple):
