@@ -30,9 +30,10 @@ AT_A_TIME = 4
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_under_load_drops_nothing_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
-    # With a grace, what a client was about to send at the signal is taken, however long its thread waits for a core.
-    with service(tmp_path, "--shutdown-grace-s", "2") as running, load(running, clients=16) as answers:
+def test_a_signal_under_load_drops_nothing_gives_a_grace_and_leaves_nothing(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    with service(tmp_path, "--shutdown-grace-s", "5") as running, load(running, clients=16) as answers:
         wait_for(lambda: len(answers) > 100)
         family = running.family()
         signalled_at = time.monotonic()
@@ -49,47 +50,45 @@ def test_a_signal_under_load_drops_nothing_and_leaves_nothing(tmp_path: Path, nu
         assert not_ready_at is not None
         assert running.process.wait(60) == 0, running.output()
         assert os.listdir(running.temporary) == []
-    assert {outcome for sent_at, outcome in answers if sent_at < signalled_at} == {"right"}
+    # In the grace, too, however long a client's thread waits for a core between its clock and its request.
+    assert {sent.outcome for sent in answers if sent.at < max(signalled_at, not_ready_at + 2)} == {"right"}
+    assert max(sent.at for sent in answers if sent.outcome == "right") > not_ready_at + 2
     # 404 is Triton's word for a model that takes no more requests; a broken connection is the end itself.
     assert {outcome for _, outcome in answers} <= {"right", "404", "no connection"}
     assert not psutil.wait_procs(family, timeout=5)[1] and not running.shared_memory()
 
 
-def test_a_grace_is_given_before_requests_are_refused(tmp_path: Path) -> None:
-    with service(tmp_path, "--shutdown-grace-s", "4") as running, load(running, clients=2) as answers:
-        wait_for(lambda: len(answers) > 10)
-        running.process.send_signal(signal.SIGTERM)
-        wait_for(lambda: not running.is_ready(), 10)
-        not_ready_at = time.monotonic()
-        assert running.process.wait(60) == 0, running.output()
-    seconds = [sent.at - not_ready_at for sent in answers if sent.outcome == "right"]
-    assert max(seconds) > 2 and {sent.outcome for sent in answers if sent.at < not_ready_at + 2} == {"right"}
-
-
-def test_a_batch_that_triton_has_refused_does_not_hold_up_the_end(tmp_path: Path) -> None:
+def test_with_grpc_alone_it_embeds_and_a_batch_that_triton_has_refused_does_not_hold_up_the_end(tmp_path: Path) -> None:
     """Triton does not end the stubs of a model after that, however long one waits."""
-    with (
-        service(tmp_path) as running,
-        tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{running.grpc_port}") as client,
-    ):
-        image = photographs()[0]
-
-        def send(number: int) -> str:
-            infer_input = triton_input(tritonclient.grpc, [image])
-            if number % 3 == 0:
-                infer_input._raw_content = b"\xff\xff\xff\xff" + image
-            try:
-                client.infer("embed_image", [infer_input])
-            except InferenceServerException as error:
-                return str(error.message())
-            return "embedded"
-
-        with ThreadPoolExecutor(32) as threads:
-            outcomes = Counter(outcome.partition(",")[0] for outcome in threads.map(send, range(60)))
+    running = ServiceProcess(tmp_path, "--http-port", "0", "--metrics-port", "0")
+    try:
+        wait_for(lambda: "ready: embed_image" in running.output() or running.process.poll() is not None)
+        assert embed_triton_grpc(running, photographs()).shape[0] == 4
+        outcomes = _send_lies_among_images(running.grpc_port)
         refused = "incomplete string data for inference input 'INPUT_IMAGE'"  # by which our client knows a neighbour's
         assert set(outcomes) <= {"embedded", refused} and outcomes[refused] > 20
         assert running.stop() == 0, running.output()
-    assert not running.shared_memory()
+        assert not running.shared_memory()
+    finally:
+        running.kill()
+
+
+def _send_lies_among_images(port: int) -> Counter[str]:
+    """Every third request's length is a lie; how they all ended, up to the first comma."""
+    image = photographs()[0]
+
+    def send(number: int) -> str:
+        infer_input = triton_input(tritonclient.grpc, [image])
+        if number % 3 == 0:
+            infer_input._raw_content = b"\xff\xff\xff\xff" + image
+        try:
+            client.infer("embed_image", [infer_input])
+        except InferenceServerException as error:
+            return str(error.message())
+        return "embedded"
+
+    with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{port}") as client, ThreadPoolExecutor(32) as threads:
+        return Counter(outcome.partition(",")[0] for outcome in threads.map(send, range(60)))
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
@@ -138,16 +137,6 @@ def test_it_becomes_ready_every_time_on_a_busy_machine(tmp_path: Path) -> None:
     with _busy_cores(2), ThreadPoolExecutor(AT_A_TIME) as threads:
         outcomes = list(threads.map(_start_embed_stop, [tmp_path] * STARTS))
     assert outcomes == [AS_IT_SHOULD] * STARTS
-
-
-def test_grpc_alone_is_enough(tmp_path: Path) -> None:
-    process = ServiceProcess(tmp_path, "--http-port", "0", "--metrics-port", "0")
-    try:
-        wait_for(lambda: "ready: embed_image" in process.output() or process.process.poll() is not None)
-        assert embed_triton_grpc(process, photographs()).shape[0] == 4
-        assert process.stop() == 0
-    finally:
-        process.kill()
 
 
 def test_a_taken_port_is_one_clear_line(running: ServiceProcess) -> None:
