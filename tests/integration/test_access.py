@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import requests
 import tritonclient.grpc
@@ -37,7 +39,7 @@ ADMIN_CALLS = [
 
 
 class Guarded(NamedTuple):
-    """A service behind tokens and TLS, and the certificate that both sides prove themselves with."""
+    """A service behind tokens and TLS, and the certificate that both sides prove themselves with; it normalizes."""
 
     service: ServiceProcess
     certificate: Path
@@ -56,7 +58,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     files = {"access-token-file": folder / "token", "admin-token-file": folder / "admin token"}
     files |= {"grpc-tls-cert": certificate, "grpc-tls-key": key, "grpc-tls-client-ca": certificate}
     arguments = [word for name, path in files.items() for word in (f"--{name}", str(path))]
-    with service(folder, *arguments) as running:
+    with service(folder, *arguments, "--default-normalize", "true") as running:
         wait_for(lambda: "ready: embed_image" in running.output())
         yield Guarded(running, certificate, key)
 
@@ -134,7 +136,9 @@ def test_no_secret_can_be_read_on_command_lines_or_in_the_log(guarded: Guarded) 
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpcs"])
-def test_the_command_for_many_images_shows_token_and_certificate(guarded: Guarded, tmp_path: Path, scheme: str) -> None:
+def test_the_command_for_many_images_shows_token_and_certificate_and_notes_that_embeddings_are_normalized(
+    guarded: Guarded, tmp_path: Path, scheme: str
+) -> None:
     for name, token in (("token", TOKEN), ("wrong", ADMIN_TOKEN)):
         (tmp_path / name).write_text(f"{token}\n")
     (tmp_path / "image.jpg").write_bytes(photographs()[0])
@@ -144,6 +148,9 @@ def test_the_command_for_many_images_shows_token_and_certificate(guarded: Guarde
     arguments = [str(word) for word in words]
     assert embed_many([*arguments, "--token-file", str(tmp_path / "wrong")]) == embed_many(arguments) == 2
     assert embed_many([*arguments, "--token-file", str(tmp_path / "token")]) == 0
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.schema.metadata[b"normalize"] == b"True" and len(table) == 1
+    np.testing.assert_allclose(np.linalg.norm(table["embedding"].to_pylist(), axis=1), 1.0, rtol=1e-5)
 
 
 def test_a_canary_gets_through_with_the_token(guarded: Guarded) -> None:

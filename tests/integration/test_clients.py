@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import requests
 import tritonclient.grpc
@@ -24,7 +23,7 @@ from tests.integration.clients import (
     read_raw_answer,
 )
 from tests.integration.reference import photographs
-from tests.integration.service_process import ServiceProcess, service, wait_for
+from tests.integration.service_process import ServiceProcess, wait_for
 
 
 @pytest.mark.parametrize("style", EMBED_BY)
@@ -52,17 +51,6 @@ def test_the_command_for_many_images_gets_them_too_and_names_what_failed(
     names = Path(f"{out}.ids.txt").read_text().splitlines()
     expected = reference.embed([(folder / name).read_bytes() for name in names])
     assert len(names) == len(photographs()) and cosines(np.load(out), expected).min() > 0.99999
-
-
-def test_the_command_notes_that_the_service_normalizes_unasked(tmp_path: Path) -> None:
-    (tmp_path / "0.jpg").write_bytes(photographs()[0])
-    with service(tmp_path, "--default-normalize", "true") as running:
-        for scheme, port in (("http", running.http_port), ("grpc", running.grpc_port)):
-            out = tmp_path / f"{scheme}.parquet"
-            assert embed_many(["embed", str(tmp_path), "--url", f"{scheme}://127.0.0.1:{port}", "--out", str(out)]) == 0
-            table = pq.read_table(out)
-            assert table.schema.metadata[b"normalize"] == b"True"
-            np.testing.assert_allclose(np.linalg.norm(table["embedding"].to_pylist(), axis=1), 1.0, rtol=1e-5)
 
 
 def test_the_raw_answer_is_a_json_header_and_exactly_one_embedding(running: ServiceProcess) -> None:
