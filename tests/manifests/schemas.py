@@ -8,12 +8,10 @@ import ast
 import re
 from collections.abc import Iterator
 from functools import lru_cache
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
-from cloudcoil.models.keda.v1alpha1 import ScaledObject
-from cloudcoil.models.prometheus_operator.v1 import PodMonitor
 from jsonschema import Draft202012Validator
 from kubernetes_validate.utils import schema_contents
 from referencing import Registry, Resource
@@ -22,7 +20,8 @@ from referencing import Registry, Resource
 OLDEST, NEWEST = "1.27", "1.37"
 Schema = dict[str, Any]
 
-_PYDANTIC: dict[str, Any] = {"ScaledObject": ScaledObject, "PodMonitor": PodMonitor}
+# Where the model of a kind is; their imports take seconds.
+_PYDANTIC = {"ScaledObject": "keda.v1alpha1", "PodMonitor": "prometheus_operator.v1"}
 _KSERVE = {"ServingRuntime": "V1alpha1ServingRuntime", "InferenceService": "V1beta1InferenceService"}
 _KUBERNETES = "https://kubernetes.io/api/_definitions.json#/$defs/io.k8s."
 _SCALARS = {"str": "string", "int": "integer", "bool": "boolean", "float": "number", "object": "object"}
@@ -47,7 +46,8 @@ def refusal(manifest: dict[str, Any], version: str = NEWEST) -> str | None:
 @lru_cache
 def _validator(api: str, kind: str, version: str) -> Draft202012Validator:
     if kind in _PYDANTIC:
-        schema = _closed(_PYDANTIC[kind].model_json_schema())
+        model = getattr(import_module(f"cloudcoil.models.{_PYDANTIC[kind]}"), kind)
+        schema = _closed(model.model_json_schema())
     elif kind in _KSERVE:
         schema = _kserve_schema(_KSERVE[kind])
     else:
