@@ -1,6 +1,6 @@
 """The bulk job on a Ray cluster of this machine, whose driver and one worker are killed while it runs.
 
-`BULK_DRAWINGS=20000 python -m pytest -n0 -s tests/integration/test_bulk.py` runs it on a larger lake.
+`BULK_DRAWINGS=20000 python -m pytest -n0 -s tests/integration/test_ray.py` runs it on a larger lake.
 """
 
 import contextlib
