@@ -24,10 +24,10 @@ def cores() -> int:
 def describe() -> dict[str, Any]:
     """Name (fit for a file), processor, cores, memory, GPUs and operating system."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    names = [_cpu_model(), f"{cores()} cores", *sorted(set(gpus))]
+    names = [_cpu(), f"{cores()} cores", *sorted(set(gpus))]
     return {
         "name": re.sub(r"[^a-z0-9]+", "-", " ".join(names).lower()).strip("-"),
-        "cpu": _cpu_model(),
+        "cpu": _cpu(),
         "cores": cores(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9),
         "gpus": gpus,
@@ -49,6 +49,7 @@ def commit() -> str:
         return "unknown"
 
 
-def _cpu_model() -> str:
+def _cpu() -> str:
+    """Its name, which on virtual machines says little, and the widest instructions that torch finds in it."""
     found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return found[1].strip() if found else platform.machine()
+    return f"{found[1].strip() if found else platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
