@@ -41,12 +41,18 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The short commit, `-dirty` where files differ from it; `unknown` outside a git checkout."""
-    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--exclude=*"]
+    """The short commit, `-dirty` where files other than results differ from it; `unknown` outside a git checkout."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        short = _git("rev-parse", "--short", "HEAD")
+        changed = _git("status", "--porcelain", "--", ".", ":!perf/results", ":!perf/README.md")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return f"{short}-dirty" if changed else short
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(REPOSITORY), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _cpu() -> str:
