@@ -92,7 +92,8 @@ class _CudaLinearOntoResidual(_Linear):
     """A linear layer whose bias is part of its product already, and which adds to the residual in place."""
 
     def plus(self, residual: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        residual.flatten(0, -2).addmm_(tokens.flatten(0, -2), self._weight.t())
+        # A view, and never a copy, which would get the sum in the residual's place.
+        residual.view(-1, residual.shape[-1]).addmm_(tokens.flatten(0, -2), self._weight.t())
         return residual
 
 

@@ -107,7 +107,10 @@ def test_embeddings_are_the_references(batch: Batch) -> None:
     assert _cosines(batch.expected, batch.expected)[~np.eye(len(batch.expected), dtype=bool)].max() < 0.999
     encoder = _encoder()
     assert (encoder.image_size, encoder.dimension) == (64, 64)
-    found = encoder.encode(batch.pixels)
+    pixels = encoder.room_for(len(batch.pixels))
+    assert pixels.shape == batch.pixels.shape and pixels.dtype == np.uint8
+    pixels[...] = batch.pixels
+    found = encoder.encode(pixels)
     _assert_same(found, batch.expected, 0.99999)
     np.testing.assert_allclose(found, batch.expected, atol=1e-4)
 
