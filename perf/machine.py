@@ -44,7 +44,7 @@ def commit() -> str:
     """The short commit, `-dirty` where files other than results differ from it; `unknown` outside a git checkout."""
     try:
         short = _git("rev-parse", "--short", "HEAD")
-        changed = _git("status", "--porcelain", "--", ".", ":!perf/results", ":!perf/README.md")
+        changed = _git("diff", "--name-only", "HEAD", "--", ".", ":!perf/results", ":!perf/README.md")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{short}-dirty" if changed else short

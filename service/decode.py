@@ -125,8 +125,8 @@ class Decoder:
         """
         if self.least_side is None or stripped.plain_jpeg is None:
             return None
-        self._check_size(*stripped.plain_jpeg)
         width, height = stripped.plain_jpeg
+        self._check_size(width, height)
         scale = self._scale(width, height)
         try:
             pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(

@@ -75,13 +75,13 @@ class Encoder:
         self._operations = 2 * tokens * sum(weight.numel() for weight in model.parameters())
         self._scale = torch.tensor(scale, dtype=torch.float32, device=device)
         self._offset = torch.tensor(offset, dtype=torch.float32, device=device)
+        self._on_cuda = device.type == "cuda"
         # One batch decodes while another encodes. On a CPU one batch a core, and one more on its way.
-        self.lanes = 2 if device.type == "cuda" else min(cores.count + 1, _MAX_CPU_LANES)
+        self.lanes = 2 if self._on_cuda else min(cores.count + 1, _MAX_CPU_LANES)
         self.failures_in_a_row = 0
         self.image_seconds = 0.0
         self._cores = cores
         self._metrics = metrics
-        self._on_cuda = device.type == "cuda"
         if self._on_cuda:
             self._upload = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             # One thread launches the kernels of all callers: libraries' handles and workspaces belong to a thread, and

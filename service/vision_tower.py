@@ -151,7 +151,7 @@ class VisionTower:
         up, down = self._take(f"{mlp}.fc1"), self._take(f"{mlp}.fc2")
         if self._by_cublas and not self._activation:
             up, down = _with_bias_as_unit(up, down)
-            return _Mlp(self._take(norm), _CudaLinear(*up), _CudaLinearOntoResidual(*down))
+            return _Mlp(self._take(norm), self._linear(*up), _CudaLinearOntoResidual(*down))
         return _Mlp(self._take(norm), self._linear(*up), self._linear(*down))
 
     def _take_layer(self, name: str) -> _Layer:
