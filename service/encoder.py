@@ -35,6 +35,9 @@ _LEAST_OPERATIONS_A_THREAD = 5e8
 # it meets: with the embedded checkpoint 5 MB each. On CUDA, each number of images is recorded.
 _MOST_AT_ONCE_ON_CPU = 16
 _MOST_AT_ONCE_ON_CUDA = 64
+# glibc gives what takes tens of MB back to the system as soon as it is free, and each operator that takes it anew has
+# the system clear it: of more tokens' time a tenth, with so400m a fifth.
+_MOST_TOKENS_AT_ONCE_ON_CPU = 2200
 # The first that can do it does it. With so400m, cuDNN's makes the whole tower 7 % faster than flash attention.
 _CUDA_ATTENTION = [
     SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH,
@@ -76,6 +79,7 @@ class Encoder:
         self._scale = torch.tensor(scale, dtype=torch.float32, device=device)
         self._offset = torch.tensor(offset, dtype=torch.float32, device=device)
         self._on_cuda = device.type == "cuda"
+        self._most_at_once = _MOST_AT_ONCE_ON_CUDA if self._on_cuda else _most_at_once_on_cpu(tokens)
         # One batch decodes while another encodes. On a CPU one batch a core, and one more on its way.
         self.lanes = 2 if self._on_cuda else min(cores.count + 1, _MAX_CPU_LANES)
         self.failures_in_a_row = 0
@@ -130,7 +134,7 @@ class Encoder:
         return size
 
     def _warm_up_cuda(self, max_batch_size: int) -> int:
-        self._launcher.submit(self._record, min(max_batch_size, _MOST_AT_ONCE_ON_CUDA)).result()
+        self._launcher.submit(self._record, min(max_batch_size, self._most_at_once)).result()
         self._time_batch(max_batch_size)
         peak = torch.cuda.max_memory_allocated(self.device) / 2**20
         logger.info("%s: a batch of %d takes %.0f MiB at its peak", self.device, max_batch_size, peak)
@@ -147,9 +151,9 @@ class Encoder:
         self._run_batch(torch.from_numpy(self.room_for(size)).zero_())
         self.image_seconds = (time.monotonic() - started) / size
 
-    def allocated_bytes(self) -> int:
-        """Bytes of a CUDA device's memory that tensors take now."""
-        return torch.cuda.memory_allocated(self.device)
+    def held_bytes(self) -> int:
+        """Bytes of a CUDA device's memory that nobody else can have: tensors, recordings, and what waits for more."""
+        return torch.cuda.memory_reserved(self.device)
 
     def _run(self, images: torch.Tensor) -> npt.NDArray[np.float32]:
         self._metrics.encoded(len(images))
@@ -176,11 +180,11 @@ class Encoder:
 
     @torch.inference_mode()
     def _run_batch(self, images: torch.Tensor) -> torch.Tensor:
+        pieces = _pieces(images, self._most_at_once)
         if self._on_cuda:
-            return torch.cat([self._run_on_cuda(piece) for piece in _pieces(images, _MOST_AT_ONCE_ON_CUDA)])
+            return torch.cat([self._run_on_cuda(piece) for piece in pieces])
         with self._cores.share() as threads:
             torch.get_num_threads()  # or a thread's first operator would take the number that another has set last
-            pieces = _pieces(images, _MOST_AT_ONCE_ON_CPU)
             worthwhile = 1 + int(len(pieces[0]) * self._operations / _LEAST_OPERATIONS_A_THREAD)
             torch.set_num_threads(min(threads, worthwhile))  # of the calling thread alone
             return torch.cat([self._forward(piece) for piece in pieces])
@@ -309,6 +313,11 @@ def _random_model(checkpoint: str, config: SiglipVisionConfig) -> SiglipVisionMo
             return SiglipVisionModel(config)
         except Exception as error:
             raise StartupFault(f"checkpoint {checkpoint!r} describes no model: {_first_line(error)}") from error
+
+
+def _most_at_once_on_cpu(tokens: int) -> int:
+    """The most images of so many tokens each that a CPU computes at once."""
+    return max(1, min(_MOST_AT_ONCE_ON_CPU, _MOST_TOKENS_AT_ONCE_ON_CPU // tokens))
 
 
 def _pieces(images: torch.Tensor, most: int) -> Sequence[torch.Tensor]:

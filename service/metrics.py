@@ -78,7 +78,7 @@ class Metrics:
         canary_age.set_function(lambda: time.monotonic() - self._canary_answered_at)
         self._encoder_memory = Gauge(
             "embed_encoder_memory_bytes",
-            "Memory of the device that the encoder's tensors take; on CUDA only.",
+            "Memory of the device that the encoder holds, in use or kept for the next batch; on CUDA only.",
             ["device"],
             registry=self.registry,
         )
@@ -128,9 +128,9 @@ class Metrics:
         """The canary came back right just now; before the first time, its age counts from the start."""
         self._canary_answered_at = time.monotonic()
 
-    def watch_memory(self, device: str, allocated_bytes: Callable[[], float]) -> None:
-        """Ask `allocated_bytes` at each scrape for the memory that the encoder's tensors take on a device."""
-        self._encoder_memory.labels(device).set_function(allocated_bytes)
+    def watch_memory(self, device: str, held_bytes: Callable[[], float]) -> None:
+        """Ask `held_bytes` at each scrape for the memory that the encoder holds on a device."""
+        self._encoder_memory.labels(device).set_function(held_bytes)
 
     def serves(self, **facts: str) -> None:
         """Tell what this service is: version, checkpoint, ... become the labels of `embed_service_info`."""

@@ -138,7 +138,7 @@ def _introduce(encoders: Sequence[Encoder], facts: Mapping[str, str], metrics: M
     metrics.serves(**facts)
     for encoder in encoders:
         if encoder.device.type == "cuda":  # a CPU keeps no such account; there the process' memory tells
-            metrics.watch_memory(str(encoder.device), encoder.allocated_bytes)
+            metrics.watch_memory(str(encoder.device), encoder.held_bytes)
 
 
 def _shutdown_on_signals() -> threading.Event:

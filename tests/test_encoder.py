@@ -196,13 +196,15 @@ def test_a_small_batch_is_left_to_few_threads(around: Callable[..., Encoder]) ->
     assert threads == [1, 2, 4]
 
 
-def test_a_cpu_meets_few_numbers_of_images_whatever_the_batches(around: Callable[..., Encoder]) -> None:
-    """oneDNN keeps kernels for each of them."""
+@pytest.mark.parametrize(("side", "most"), [(64, 16), (384, 3), (896, 1)])
+def test_a_cpu_computes_few_images_and_tokens_at_once(monkeypatch: pytest.MonkeyPatch, side: int, most: int) -> None:
+    """oneDNN keeps kernels for each number of images, and the memory for many tokens is cleared for each operator."""
     met = list[int]()
-    encoder = around(_Tower(lambda images: met.append(len(images))), 1)
+    monkeypatch.setattr(encoder_room, "VisionTower", lambda *_: _Tower(lambda images: met.append(len(images))))
+    encoder = _plain_encoder(SiglipVisionModel(SiglipVisionConfig(image_size=side, patch_size=14, **SHAPE)))
     for images in range(1, 61):
-        assert len(encoder.encode(np.zeros((images, 64, 64, 3), np.uint8))) == images
-    assert sum(met) == sum(range(1, 61)) and max(met) <= 16
+        assert len(encoder.encode(np.zeros((images, 1, 1, 3), np.uint8))) == images
+    assert sum(met) == sum(range(1, 61)) and max(met) == most
 
 
 @pytest.mark.parametrize(("cores", "lanes"), [(1, 2), (2, 3), (8, 8), (64, 8)])
