@@ -21,7 +21,11 @@ OLDEST, NEWEST = "1.27", "1.37"
 Schema = dict[str, Any]
 
 # Where the model of a kind is; their imports take seconds.
-_PYDANTIC = {"ScaledObject": "keda.v1alpha1", "PodMonitor": "prometheus_operator.v1"}
+_PYDANTIC = {
+    "ScaledObject": "keda.v1alpha1",
+    "PodMonitor": "prometheus_operator.v1",
+    "PrometheusRule": "prometheus_operator.v1",
+}
 _KSERVE = {"ServingRuntime": "V1alpha1ServingRuntime", "InferenceService": "V1beta1InferenceService"}
 _KUBERNETES = "https://kubernetes.io/api/_definitions.json#/$defs/io.k8s."
 _SCALARS = {"str": "string", "int": "integer", "bool": "boolean", "float": "number", "object": "object"}

@@ -1,12 +1,17 @@
 """An API server would take every object, and refuse each of them as soon as one field of it is wrong."""
 
 import copy
+import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.manifests.rendering import (
     COMPONENTS,
+    CONFIGS,
     KSERVE,
     KUBERNETES,
     NVIDIA,
@@ -37,6 +42,17 @@ def test_each_object_passes(folder: str, version: str) -> None:
 def test_each_object_passes_with_components(overlay: str, components: tuple[str, ...]) -> None:
     manifests = render(overlay, *components)
     assert [refusal(manifest) for manifest in manifests] == [None] * len(manifests)
+
+
+def test_the_rule_that_the_readme_makes_of_the_alerts_passes(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```bash\n([^`]*PrometheusRule[^`]*)```", (CONFIGS.parent / "README.md").read_text())
+    (tmp_path / "configs").symlink_to(CONFIGS)
+    (tmp_path / "site").mkdir()
+    subprocess.run(["bash", "-ec", block], cwd=tmp_path, check=True)
+    rule = yaml.safe_load((tmp_path / "site" / "prometheus-rule.yaml").read_text())
+    assert refusal(rule) is None
+    assert rule["spec"] == yaml.safe_load((CONFIGS / "prometheus" / "alerts.yml").read_text())
+    assert _unnoticed(rule) == []
 
 
 def test_no_component_is_left_out() -> None:
