@@ -17,12 +17,11 @@ class RowKind:
     measure: Callable[[Bench], Findings]
 
 
+_EFFICIENCY = "images/s end to end / images/s of `Encoder.encode` alone on ready batches of the service's own mean size"
+
 ROWS: dict[str, RowKind] = {
-    "efficiency": RowKind(
-        "Service efficiency",
-        "images/s end to end / images/s of `Encoder.encode` alone on ready batches of the service's own mean size",
-        end_to_end.efficiency,
-    ),
+    "efficiency-so400m": RowKind("Service efficiency, so400m-384", _EFFICIENCY, end_to_end.efficiency_so400m),
+    "efficiency-base": RowKind("Service efficiency, base-224", _EFFICIENCY, end_to_end.efficiency_base),
     "overhead": RowKind(
         "Overhead on a tiny model",
         "images/s end to end / images/s of the better of two bare loops in one process: Pillow, encoder, threads",

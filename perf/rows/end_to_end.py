@@ -24,14 +24,23 @@ Sides = dict[str, Callable[[], float]]
 _PROTOCOLS = {"raw HTTP": "kserve-http", "gRPC": "kserve-grpc"}
 
 
-def efficiency(bench: Bench) -> Findings:
-    """base-224, and so400m-384 where the device has units for half precision: without them it takes too long."""
-    has_half = resolve_dtype("auto", bench.device) != torch.float32
-    checkpoints = (SO400M, BASE) if has_half else (BASE,)
-    return Findings([figure for checkpoint in checkpoints for figure in _efficiency_of(bench, checkpoint)])
+def efficiency_base(bench: Bench) -> Findings:
+    """base-224, which fits every device."""
+    return _efficiency(bench, BASE)
 
 
-def _efficiency_of(bench: Bench, checkpoint: Checkpoint) -> list[Figure]:
+def efficiency_so400m(bench: Bench) -> Findings:
+    """so400m-384, for which the service is made.
+
+    Raises:
+        NotMeasured: it would take too long.
+    """
+    if resolve_dtype("auto", bench.device) == torch.float32:
+        raise NotMeasured(f"{bench.device} has no units for half precision, without which so400m takes too long")
+    return _efficiency(bench, SO400M)
+
+
+def _efficiency(bench: Bench, checkpoint: Checkpoint) -> Findings:
     batches: list[float] = []
 
     def end_to_end(protocol: str) -> float:
@@ -50,7 +59,7 @@ def _efficiency_of(bench: Bench, checkpoint: Checkpoint) -> list[Figure]:
         samples = bench.alternate(f"efficiency, {checkpoint.name}", {**served, **alone})
     way = _best(samples, alone)
     note = f"batches of {statistics.median(map(math.ceil, batches)):.0f}, {way}, {rooms.encoder.dtype}"
-    return [
+    figures = [
         Figure(
             f"{checkpoint.name} on {bench.device.type}, {name}",
             "ratio",
@@ -61,6 +70,7 @@ def _efficiency_of(bench: Bench, checkpoint: Checkpoint) -> list[Figure]:
         )
         for name in _PROTOCOLS
     ]
+    return Findings(figures)
 
 
 def overhead(bench: Bench) -> Findings:
