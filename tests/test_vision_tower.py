@@ -60,6 +60,18 @@ def test_embeddings_are_the_models(
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_in_float32_on_a_cpu_onednns_linear_layers_give_the_same(shape: dict[str, Any]) -> None:
+    model, cpu = _model(shape, torch.float32), torch.device("cpu")
+    side = model.config.image_size
+    values = torch.randn(5, 3, side, side, generator=torch.Generator().manual_seed(3))
+    tower = VisionTower(model, cpu, torch.float32)
+    assert isinstance(tower._layers[0].out, vision_tower._OneDnnLinear)
+    with torch.inference_mode():
+        expected = VisionTower(model.double(), cpu, torch.float64)(values.double())
+        torch.testing.assert_close(tower(values).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_in_bfloat16_on_a_cpu_they_are_as_near_to_float32_as_the_models(shape: dict[str, Any]) -> None:
     """There, where the CPU allows, oneDNN computes the linear layers together with what follows them."""
     model = _model(shape, torch.float32)
