@@ -34,19 +34,20 @@ def _model(shape: dict[str, Any], dtype: torch.dtype) -> Any:
     return model.to(dtype).eval()
 
 
-@pytest.mark.parametrize("by_cublas", [False, True])
+@pytest.mark.parametrize(("by_cublas", "padding"), [(False, 0), (True, 0), (False, 3)])
 @pytest.mark.parametrize("images", [1, 5])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_embeddings_are_the_models(
-    shape: dict[str, Any], images: int, by_cublas: bool, monkeypatch: pytest.MonkeyPatch
+    shape: dict[str, Any], images: int, by_cublas: bool, padding: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also those of the operators that CUDA gets, which a CPU can compute as well, but for one."""
+    """Also with the operators that CUDA gets, which a CPU can compute as well, but for one, and with tokens added."""
 
     def gelu_in_tanh_form(bias: torch.Tensor, rows: torch.Tensor, weight: torch.Tensor, use_gelu: bool) -> torch.Tensor:
         assert use_gelu
         return torch.nn.functional.gelu(torch.addmm(bias, rows, weight), approximate="tanh")
 
     monkeypatch.setattr(vision_tower, "_has_cublas", lambda device: by_cublas)
+    monkeypatch.setattr(vision_tower, "_worthwhile_padding", lambda *_: padding)
     monkeypatch.setattr(torch, "_addmm_activation", gelu_in_tanh_form)
     model = _model(shape, torch.float64)
     side = model.config.image_size
@@ -83,3 +84,11 @@ def test_in_bfloat16_on_a_cpu_they_are_as_near_to_float32_as_the_models(shape: d
         theirs = model.bfloat16()(pixel_values=values.bfloat16()).pooler_output
     assert found.dtype == torch.bfloat16
     assert (found - exact).norm() < 1.2 * (theirs - exact).norm() < 0.1 * exact.norm()
+
+
+@pytest.mark.parametrize(("patches", "padding"), [(27, 7), (14, 0), (16, 0)])
+def test_tokens_are_added_where_they_are_few(patches: int, padding: int) -> None:
+    """So they are for so400m-384, in bfloat16 on a CPU, and for no other SigLIP."""
+    shape = {"image_size": 8 * patches, "num_hidden_layers": 1}
+    for dtype, expected in ((torch.bfloat16, padding), (torch.float32, 0)):
+        assert VisionTower(_model(shape, dtype), torch.device("cpu"), dtype)._padding == expected
