@@ -3,9 +3,9 @@
 Comes in: pixel values `[N, 3, S, S]`. Goes out: embeddings `[N, D]`, the model's `pooler_output`. The arithmetic is
 that of `transformers.SiglipVisionModel`, whose bookkeeping takes as long as the arithmetic where batches are small;
 here patches are embedded by a plain product instead of a convolution, query, key and value are projected in one
-product instead of three, the pooling head's query, the same for every image, is projected once, and what follows a
-product is left to the product's kernel where the device has one that does both. It must not know of images, batching or
-threads.
+product instead of three, the pooling head's query, the same for every image, is projected once, what follows a product
+is left to the product's kernel where the device has one that does both, and a few tokens to which none attends are
+added where kernels are faster with them. It must not know of images, batching or threads.
 """
 
 from typing import NamedTuple
