@@ -145,7 +145,7 @@ class VisionTower:
         """What keeps every token from attending to those that are added, `[1, 1, 1, T]`."""
         if not self._padding:
             return None
-        mask = torch.zeros(1, 1, 1, len(self._positions) + self._padding).to(self._positions)
+        mask: torch.Tensor = self._positions.new_zeros(1, 1, 1, len(self._positions) + self._padding)
         mask[..., -self._padding :] = -torch.inf
         return mask
 
