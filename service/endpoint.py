@@ -182,7 +182,8 @@ def _result(reading: _Readable[R] | Fault, outcomes: Iterator[Embedding | Fault]
             embeddings.append(outcome)
     if faults:
         return faults[0]
-    return _normalized(np.stack(embeddings)) if reading.normalize else np.stack(embeddings)
+    stacked = np.array(embeddings)
+    return _normalized(stacked) if reading.normalize else stacked
 
 
 def _normalized(embeddings: Embedding) -> Embedding:

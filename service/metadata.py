@@ -126,9 +126,12 @@ def _strip_jpeg(data: bytes) -> Stripped:
         raise CorruptImage("the JPEG is truncated or corrupt in its header")
     if passes > limit:
         raise UnsupportedFormat("a JPEG of so many scans is not read; save it as a baseline JPEG")
-    if sum(map(len, kept)) > MAX_TABLE_BYTES:
+    header = sum(map(len, kept))
+    if header > MAX_TABLE_BYTES:
         raise UnsupportedFormat(f"a JPEG with tables of more than {MAX_TABLE_BYTES} bytes is not read; save it anew")
-    return Stripped(b"".join([*kept, memoryview(data)[pixels:]]), exif, xmp, plain_jpeg=_plain_size(kept[1:]))
+    # Most JPEGs of the web have nothing to take out, and are not copied.
+    stripped = data if header == pixels else b"".join([*kept, memoryview(data)[pixels:]])
+    return Stripped(stripped, exif, xmp, plain_jpeg=_plain_size(kept[1:]))
 
 
 def _plain_size(segments: Sequence[bytes]) -> tuple[int, int] | None:

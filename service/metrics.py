@@ -112,9 +112,9 @@ class Metrics:
         """Count a batch that goes to the encoder."""
         self._batch_images.observe(images)
 
-    def answered(self, code: str) -> None:
-        """Count an image: `ok`, or the code of its fault."""
-        self._images.labels(code).inc()
+    def answered(self, code: str, images: int = 1) -> None:
+        """Count images by their outcome: `ok`, or the code of their fault."""
+        self._images.labels(code).inc(images)
 
     def repeated(self, images: int) -> None:
         """Count images that needed no encoding."""

@@ -5,6 +5,7 @@ preprocessing run in threads (they release the GIL), encoding on the device. It 
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar
@@ -80,8 +81,9 @@ class Pipeline:
             readable = [image for image in images if isinstance(image, bytes)]
             embedded = iter(self._embed_new(readable, self._cache) if self._cache else self._embed_all(readable))
             outcomes = [image if isinstance(image, Fault) else next(embedded) for image in images]
-            for outcome in outcomes:
-                self._metrics.answered(outcome.code if isinstance(outcome, Fault) else "ok")
+            codes = Counter(outcome.code if isinstance(outcome, Fault) else "ok" for outcome in outcomes)
+            for code, count in codes.items():
+                self._metrics.answered(code, count)
             return outcomes
 
     def _embed_new(self, images: Sequence[bytes], cache: EmbeddingCache) -> list[Outcome]:
@@ -157,4 +159,5 @@ class Pipeline:
 
 def finite_or(fault: Fault, embeddings: Embedding) -> list[Outcome]:
     """Each of the embeddings `[N, D]`, but the fault in the place of one that holds a NaN or an infinity."""
-    return [embedding if np.isfinite(embedding).all() else fault for embedding in embeddings]
+    finite = np.isfinite(embeddings).all(axis=1)
+    return [embedding if is_finite else fault for embedding, is_finite in zip(embeddings, finite, strict=True)]

@@ -219,3 +219,8 @@ def test_a_plain_jpegs_size_is_known_where_every_decoder_finds_the_same(
     jpeg: bytes, size: tuple[int, int] | None
 ) -> None:
     assert metadata.strip(jpeg).plain_jpeg == size
+
+
+def test_a_jpeg_with_nothing_to_take_out_is_not_copied() -> None:
+    plain = _jpeg()
+    assert metadata.strip(plain).data is plain

@@ -53,10 +53,11 @@ def _expect(connection: socket.socket, size: int) -> memoryview:
 
 def _receive(connection: socket.socket, size: int) -> memoryview | None:
     """So many bytes; None where the connection ends before the first of them."""
-    view = memoryview(bytearray(size))
+    view = np.empty(size, np.uint8).data  # not a bytearray, which is filled with zeros first
     position = 0
     while position < size:
-        count = connection.recv_into(view[position:])
+        # All of it in one call, and not in pieces of the socket's buffer: after each the GIL must be had again.
+        count = connection.recv_into(view[position:], 0, socket.MSG_WAITALL)
         if not count:
             if position:
                 raise ConnectionResetError("the connection ended within a message")
