@@ -37,6 +37,9 @@ ROWS: dict[str, RowKind] = {
         "images/s of 12-megapixel JPEGs through the service's decode + resize / through plain Pillow, one thread each",
         rooms.large_photographs,
     ),
+    "decoding": RowKind(
+        "Decoding", "images/s of decode + resize in a thread a core / in one thread, times the cores", rooms.decoding
+    ),
     "cpu-dtype": RowKind(
         "CPU dtype", "images/s of the encoder on a CPU with `--dtype auto` / with float32", rooms.cpu_dtype
     ),

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from perf import images
+from perf import images, machine
 from perf.bench import Bench
 from perf.in_process import BASE, SO400M, Pixels, Rooms, encoding, images_per_second
 from perf.samples import Figure, Findings, NotMeasured, Table
@@ -62,12 +62,12 @@ def _prepared(rooms: Rooms, prepare: Prepare, jpegs: Sequence[bytes]) -> Pixels:
     return batch
 
 
-def _preparing(rooms: Rooms, prepare: Prepare, jpegs: Sequence[bytes], seconds: float) -> float:
+def _preparing(rooms: Rooms, prepare: Prepare, jpegs: Sequence[bytes], seconds: float, threads: int = 1) -> float:
     def call() -> int:
         torch.set_num_threads(1)  # of the calling thread
         return len(_prepared(rooms, prepare, jpegs))
 
-    return images_per_second([call], seconds)
+    return images_per_second([call] * threads, seconds)
 
 
 def _pixel_figure(side: int, ours: Pixels, plain: Pixels) -> Figure:
@@ -88,6 +88,18 @@ def _cosine_figure(rooms: Rooms, ours: Pixels, plain: Pixels) -> Figure:
 def _unit(embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     unit: npt.NDArray[np.float32] = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     return unit
+
+
+def decoding(bench: Bench) -> Findings:
+    """Decode and resize alone, by more and more threads of this process, which the GIL and what cores share hold up."""
+    rooms, jpegs, cores = Rooms(BASE, torch.device("cpu")), images.shipped(), machine.cores()
+    counts = [count for count in (1, 2, 4, 8, 12, 16, 32, 64) if count < cores] + [cores]
+    preparing = partial(_preparing, rooms, rooms.prepare, jpegs, bench.seconds)
+    samples = bench.alternate("decoding", {str(count): partial(preparing, threads=count) for count in counts})
+    linear = [cores * rate for rate in samples["1"]]
+    figure = Figure(f"S=224, {cores} threads / {cores} times one", "ratio", samples[str(cores)], linear)
+    points = {count: {"images/s": rates} for count, rates in samples.items()}
+    return Findings([figure], [Table("S=224", "threads", points)])
 
 
 def cpu_dtype(bench: Bench) -> Findings:
