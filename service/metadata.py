@@ -129,7 +129,7 @@ def _strip_jpeg(data: bytes) -> Stripped:
     header = sum(map(len, kept))
     if header > MAX_TABLE_BYTES:
         raise UnsupportedFormat(f"a JPEG with tables of more than {MAX_TABLE_BYTES} bytes is not read; save it anew")
-    # Most JPEGs of the web have nothing to take out, and are not copied.
+    # Where nothing is taken out, nothing is copied: that holds the GIL, for which other threads wait.
     stripped = data if header == pixels else b"".join([*kept, memoryview(data)[pixels:]])
     return Stripped(stripped, exif, xmp, plain_jpeg=_plain_size(kept[1:]))
 
