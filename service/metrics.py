@@ -65,6 +65,9 @@ class Metrics:
         self._encoder_failures = Counter(
             "embed_encoder_failures", "Batches that the encoder could not compute.", registry=self.registry
         )
+        self._triton_restarts = Counter(
+            "embed_triton_restarts", "Failed tritonservers that were started anew.", registry=self.registry
+        )
         self._add_state()
 
     def _add_state(self) -> None:
@@ -123,6 +126,10 @@ class Metrics:
     def encoder_failed(self) -> None:
         """Count a batch that the encoder could not compute."""
         self._encoder_failures.inc()
+
+    def triton_restarted(self) -> None:
+        """Count a tritonserver that has failed and is started anew."""
+        self._triton_restarts.inc()
 
     def canary_answered(self) -> None:
         """The canary came back right just now; before the first time, its age counts from the start."""

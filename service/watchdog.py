@@ -1,7 +1,8 @@
 """Whether the running service can still answer.
 
-Comes in: its parts, and a canary to ask it with. Goes out: `ServiceFailure` when it can answer no more, for whoever
-supervises this process to start it anew. It must not know how an image becomes an embedding.
+Comes in: its parts, and a canary to ask it with. Goes out: `TritonFailure` where another tritonserver can mend it, and
+any other `ServiceFailure` for whoever supervises this process to start it anew. It must not know how an image becomes
+an embedding.
 """
 
 import http.client
@@ -14,7 +15,7 @@ from service.encoder import Encoder
 from service.errors import ServiceFailure
 from service.local_client import LocalClient
 from service.metrics import Metrics
-from service.pytriton_compat.triton import SupervisedTriton
+from service.pytriton_compat.triton import SupervisedTriton, TritonFailure
 
 _MOST_FAILURES = 2
 # No image takes as long to decode, even where many threads share a core.
@@ -57,7 +58,8 @@ class Watchdog:
         """Look at every part once. It takes time only where a part does not answer.
 
         Raises:
-            ServiceFailure: a part has died, hangs, fails, or answers wrongly.
+            TritonFailure: Triton's part has died, hangs, or loses requests.
+            ServiceFailure: another part hangs, fails, or answers wrongly.
         """
         self._triton.check_alive()
         self._check_front_end()
@@ -71,7 +73,7 @@ class Watchdog:
         except (OSError, http.client.HTTPException):
             self._unanswered += 1
         if self._unanswered >= _MOST_UNANSWERED:
-            raise ServiceFailure("tritonserver does not answer any more")
+            raise TritonFailure("tritonserver does not answer any more")
 
     def _check_encoders(self) -> None:
         for encoder in self._encoders:
@@ -97,7 +99,7 @@ class Watchdog:
         except (OSError, http.client.HTTPException) as error:
             # Where batches come and go, or one takes long, the canary is waiting for its turn.
             if self._triton.batches == self._batches_before and not self._triton.is_working:
-                raise ServiceFailure("the canary was lost on its way to a lane") from error
+                raise TritonFailure("the canary was lost on its way to a lane") from error
             return
         if kind == "right":
             self._metrics.canary_answered()

@@ -11,8 +11,12 @@ ALLOWED = {
     "__init__": set[str](),
     "__main__": {"settings", "logs", "environment", "errors", "server", "fetch"},
     "server": {
-        "settings", "assembly", "encoder", "pipeline", "endpoint", "pytriton_compat", "errors", "cores", "metrics",
-        "ports", "access", "canary", "heartbeat", "local_client", "watchdog", "workspace", "__version__",
+        "settings", "assembly", "encoder", "front_end", "pytriton_compat", "errors", "cores", "metrics", "ports",
+        "access", "heartbeat", "local_client", "restarts", "__version__",
+    },
+    "front_end": {
+        "settings", "assembly", "encoder", "pipeline", "endpoint", "pytriton_compat", "metrics", "canary", "heartbeat",
+        "local_client", "watchdog", "workspace",
     },
     "bulk": {
         "bulk", "client", "settings", "assembly", "pipeline", "encoder", "errors", "cores", "environment", "logs",
@@ -48,12 +52,13 @@ ALLOWED = {
     "logs": set[str](),
     "metrics": {"access", "local_client"},
     "ports": {"errors"},
+    "restarts": set[str](),
     "workspace": set[str](),
     "vision_tower": set[str](),
     "pytriton_compat": {"access", "errors", "local_client", "pytriton_compat", "workspace"},
 }  # fmt: skip
 # Only these rooms know of the transport, and only these of torch: the model, and the filters that resize images.
-TRANSPORT = {"server", "pytriton_compat", "client"}
+TRANSPORT = {"front_end", "pytriton_compat", "client"}
 TORCH = {"encoder", "vision_tower", "cuda_graphs", "preprocess"}
 MAX_LINES = 40
 

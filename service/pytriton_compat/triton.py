@@ -48,6 +48,7 @@ _UNANSWERED = (OSError, http.client.HTTPException, InferenceServerException)
 _MAX_SOCKET_PATH = 107  # of Linux, in bytes; a longer one would show only as a start that never ends
 _DRAIN_SECONDS = 120.0
 _POLL_SECONDS = 0.05
+_END_SECONDS = 5.0  # of a process that has been told to end
 _METRICS_SECONDS = 2.0
 _WAITING = re.compile(rb"^nv_inference_pending_request_count\{.*\} (\d+)$", re.MULTILINE)
 _STUB_MEBIBYTES = 4  # that a stub takes of it before its first request
@@ -63,7 +64,12 @@ _HEAPS = {
 _STACK_BYTES = 2**27
 _ADMIN_ENDPOINTS = ("shared-memory", "model-repository", "trace", "logging")
 _USER_ENDPOINTS = ("inference", "statistics")
+_LIBRARY_PATH = os.environ.get("LD_LIBRARY_PATH")  # as it was before any server of ours
 _LOG_LEVELS = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR}
+
+
+class TritonFailure(ServiceFailure):
+    """A server, one of its stubs or their lane can answer no more. A new server can, in this same process."""
 
 
 @dataclass(frozen=True)
@@ -196,16 +202,16 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         """Look at every process and lane: Triton restarts none of them, and reports ready all the same.
 
         Raises:
-            ServiceFailure: one of them has died or hangs.
+            TritonFailure: one of them has died or hangs.
         """
         for process in self._processes:
             if _has_died(process):
-                raise ServiceFailure(f"process {process.pid} of tritonserver has died, no request can be answered")
+                raise TritonFailure(f"process {process.pid} of tritonserver has died")
         for lane, pulse in self._lanes:
             if not lane.is_alive():
-                raise ServiceFailure(f"{lane.name} has ended, no request can be answered")
+                raise TritonFailure(f"{lane.name} has ended")
             if not pulse.is_alive():
-                raise ServiceFailure(f"the stub of {lane.name} hangs, no request can be answered")
+                raise TritonFailure(f"the stub of {lane.name} hangs")
 
     @property
     def batches(self) -> int:
@@ -278,10 +284,12 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         processes = {*self._processes, *self._living_processes()}
         # PyTriton's own way asks every part to end and waits, for minutes where one is dead or still starting.
         stopped = bool(super().stop()) if self._drained else False
-        _, alive = psutil.wait_procs(processes, timeout=5 if self._drained else 0)
+        _, alive = psutil.wait_procs(processes, timeout=_END_SECONDS if self._drained else 0)
         for process in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        # The next one listens on the same ports.
+        psutil.wait_procs(alive, timeout=_END_SECONDS)
         return stopped
 
     def _limit_shared_memory(self) -> None:
@@ -363,8 +371,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         folder = self._workspace.path / "libpython"
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         link_libpython(Path(get_stub_path(version)), folder)
-        inherited = os.environ.get("LD_LIBRARY_PATH")
-        os.environ["LD_LIBRARY_PATH"] = f"{folder}:{inherited}" if inherited else str(folder)
+        os.environ["LD_LIBRARY_PATH"] = ":".join(filter(None, (str(folder), _LIBRARY_PATH)))
 
     def _is_ready(self) -> bool:
         with contextlib.closing(create_client_from_url(self._url)) as client:

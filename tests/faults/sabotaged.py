@@ -1,22 +1,36 @@
-"""`python -m service` with an encoder that fails on demand: in the way that the file SABOTAGE then says."""
+"""`python -m service` with an encoder or decoder that fails on demand: in the way that the file SABOTAGE then says."""
 
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
 import torch
 
 from service.__main__ import main
+from service.decode import DecodedImage, Decoder
 from service.encoder import Encoder
 
 SABOTAGE = Path(os.environ["SABOTAGE"])
 compute = Encoder._run_batch
+decode = Decoder.decode
+
+
+def _sabotage() -> str:
+    return SABOTAGE.read_text() if SABOTAGE.exists() else ""
+
+
+def sabotaged_decode(self: Decoder, data: bytes) -> DecodedImage:
+    """The image, until the file is there: then no thread but a lane's own comes back."""
+    while _sabotage() == "hangs in a helper's hands" and threading.current_thread().name.startswith("decode"):
+        time.sleep(0.05)
+    return decode(self, data)
 
 
 def sabotaged(self: Encoder, images: torch.Tensor) -> torch.Tensor:
     """The batch's embeddings, until the file is there."""
-    while (how := SABOTAGE.read_text() if SABOTAGE.exists() else "") == "hangs":
+    while (how := _sabotage()) == "hangs":
         time.sleep(0.05)
     if how == "raises":
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -30,4 +44,5 @@ def sabotaged(self: Encoder, images: torch.Tensor) -> torch.Tensor:
 
 if __name__ == "__main__":
     Encoder._run_batch = sabotaged  # type: ignore[method-assign]
+    Decoder.decode = sabotaged_decode  # type: ignore[method-assign]
     sys.exit(main())

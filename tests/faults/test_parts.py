@@ -1,9 +1,10 @@
-"""Whatever part of the service dies, hangs or fails under load: it does not look ready for long, and ends itself.
+"""Whatever part of the service dies, hangs or fails under load: it does not look ready for long, and heals or ends.
 
 Each client knows what became of each of its images: none is awaited for ever, and no answer is wrong but an encoder's
 own, until it is found out.
 """
 
+import contextlib
 import re
 import signal
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import requests
 
 from tests.integration.load import Sent, load
 from tests.integration.service_process import ServiceProcess, service, wait_for
@@ -26,13 +28,17 @@ END_SECONDS = 20
 # For as long it could still be at work, on a machine as busy as this one was when the encoder warmed up.
 HANGING_ENCODER_SECONDS = 90
 AT_A_TIME = 3
+MOST_RESTARTS = 5
+LEAST_SENT = 50
+HUGE_SHAPE = '{"inputs": [{"name": "INPUT_IMAGE", "shape": [1099511627776, 1], "datatype": "FP32", "data": []}]}'
 
 
 @dataclass(frozen=True)
 class Fault:
     """How a service is hurt; what it says of it (a pattern), how it ends, and what its clients may see.
 
-    Always they may see answers, 500 and an end of the connection; `also_seen` is what else.
+    With the exit code 0 it goes on, and ends when it is told to; `restarts` are those of tritonserver before. Clients
+    may always see answers, 500 and an end of the connection; `also_seen` is what else.
     """
 
     hurt: Hurt
@@ -40,18 +46,28 @@ class Fault:
     exit_code: int = 1
     seconds: int = END_SECONDS
     also_seen: str = ""
+    restarts: int = 0
+
+
+def _healed(hurt: Hurt, line: str) -> Fault:
+    """One that another tritonserver mends."""
+    return Fault(hurt, line, 0, also_seen="404", restarts=1)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of it; seconds are those until the service did not look ready, and until all of it was gone."""
+    """What came of it; seconds are those until the service did not look ready, and until it did again or was gone.
+
+    `healed_at` is when it did again.
+    """
 
     not_ready_after: float
-    gone_after: float
+    over_after: float
     exit_code: int
     output: str
     left: list[object]
     account: list[Sent]
+    healed_at: float | None
 
 
 def _signal(part: str, number: signal.Signals) -> Hurt:
@@ -66,6 +82,20 @@ def _sabotage(how: str) -> Hurt:
     return lambda _, file: file.write_text(how)
 
 
+def _end_tritonserver_by_a_request(running: ServiceProcess, _: Path) -> None:
+    with contextlib.suppress(requests.ConnectionError):
+        requests.post(running.infer_url, HUGE_SHAPE, timeout=END_SECONDS)
+
+
+def _kill_tritonserver_again_and_again(running: ServiceProcess, file: Path) -> None:
+    """Until it may fail no more."""
+    for _ in range(MOST_RESTARTS):
+        starts = _starts(running)
+        _kill_tritonserver(running, file)
+        wait_for(lambda before=starts: _starts(running) > before)  # type: ignore[misc]
+    _kill_tritonserver(running, file)
+
+
 def _stop_the_service(running: ServiceProcess, _: Path) -> None:
     """Let it go on when it has been found out by its own server, which ends although nobody reads its log."""
     server = running.family()[1:]
@@ -75,21 +105,35 @@ def _stop_the_service(running: ServiceProcess, _: Path) -> None:
     running.process.send_signal(signal.SIGCONT)
 
 
+def _starts(running: ServiceProcess) -> int:
+    return running.output().count("ready: embed_image")
+
+
 KILL, STOP = signal.SIGKILL, signal.SIGSTOP
+_kill_tritonserver = _signal("bin/tritonserver", KILL)
 FAULTS: Mapping[str, Fault] = {
-    # First, as it takes the longest, and others go on beside it.
+    # First, as they take the longest, and others go on beside them.
     # Whoever waits for a lane meanwhile may be turned away, as in any queue.
     "the encoder hangs": Fault(
         _sabotage("hangs"), "a decode or encode", seconds=HANGING_ENCODER_SECONDS, also_seen="503"
     ),
-    "tritonserver is killed": Fault(_signal("bin/tritonserver", KILL), "of tritonserver has died"),
-    "tritonserver hangs": Fault(_signal("bin/tritonserver", STOP), "tritonserver does not answer|the stub of .* hangs"),
-    "a stub is killed": Fault(_signal("embed_image_0_1", KILL), "of tritonserver has died"),
-    "a stub hangs": Fault(_signal("embed_image_0_1", STOP), "the stub of embed_image-lane-1 hangs"),
-    "siglip's stub is killed": Fault(_signal("siglip_0_0", KILL), "of tritonserver has died"),
-    "siglip's stub hangs": Fault(_signal("siglip_0_0", STOP), "the stub of siglip-lane-0 hangs"),
+    "a decoder hangs": Fault(
+        _sabotage("hangs in a helper's hands"), "a decode or encode", seconds=HANGING_ENCODER_SECONDS, also_seen="503"
+    ),
+    "tritonserver is killed again and again": Fault(
+        _kill_tritonserver_again_and_again, "of tritonserver has died", restarts=MOST_RESTARTS
+    ),
+    "tritonserver is killed": _healed(_kill_tritonserver, "of tritonserver has died"),
+    "tritonserver dies of a request": _healed(_end_tritonserver_by_a_request, "of tritonserver has died"),
+    "tritonserver hangs": _healed(
+        _signal("bin/tritonserver", STOP), "tritonserver does not answer|the stub of .* hangs"
+    ),
+    "a stub is killed": _healed(_signal("embed_image_0_1", KILL), "of tritonserver has died"),
+    "a stub hangs": _healed(_signal("embed_image_0_1", STOP), "the stub of embed_image-lane-1 hangs"),
+    "siglip's stub is killed": _healed(_signal("siglip_0_0", KILL), "of tritonserver has died"),
+    "siglip's stub hangs": _healed(_signal("siglip_0_0", STOP), "the stub of siglip-lane-0 hangs"),
     "the service is killed": Fault(lambda running, _: running.process.kill(), "", -KILL),
-    "the service hangs": Fault(_stop_the_service, "of tritonserver has died"),
+    "the service hangs": _healed(_stop_the_service, "of tritonserver has died"),
     "the encoder raises": Fault(_sabotage("raises"), "the encoder on cpu fails batch after batch"),
     "the encoder is out of memory": Fault(_sabotage("is out of memory"), "the encoder on cpu fails batch after batch"),
     "the encoder is wrong": Fault(_sabotage("is wrong"), "the canary came back with", also_seen="wrong"),
@@ -104,17 +148,31 @@ def _bring_about(fault: Fault, folder: Path) -> Result:
         service(folder, "--lanes", "2", module="tests.faults.sabotaged", environment=environment) as running,
         load(running, clients=3) as account,
     ):
-        wait_for(lambda: len(account) > 20 and "ready: embed_image" in running.output())
+        wait_for(lambda: len(account) > 20 and _starts(running) == 1)
         family = running.family()
         fault.hurt(running, file)
         hurt_at = time.monotonic()
         wait_for(lambda: not running.is_ready())
         not_ready_after = time.monotonic() - hurt_at
-        exit_code = running.process.wait(fault.seconds + NOT_READY_SECONDS)
+        healed_at = _wait_until_healed(running, account) if fault.exit_code == 0 else None
+        exit_code = running.stop() if fault.exit_code == 0 else running.process.wait(fault.seconds + NOT_READY_SECONDS)
         _, left = psutil.wait_procs(family[1:], timeout=END_SECONDS)
-        gone_after = time.monotonic() - hurt_at
+        over_after = (healed_at or time.monotonic()) - hurt_at
         left_over = [*left, *running.shared_memory()]
-        return Result(not_ready_after, gone_after, exit_code, running.output(), left_over, account)
+        return Result(not_ready_after, over_after, exit_code, running.output(), left_over, account, healed_at)
+
+
+def _sent_since(at: float, account: list[Sent]) -> list[Sent]:
+    return [sent for sent in account if sent.at > at][:LEAST_SENT]
+
+
+def _wait_until_healed(running: ServiceProcess, account: list[Sent]) -> float:
+    """When the same process answered again, after some more answers."""
+    wait_for(lambda: _starts(running) == 2 and running.is_ready())
+    healed_at = time.monotonic()
+    wait_for(lambda: len(_sent_since(healed_at, account)) == LEAST_SENT)
+    assert "embed_triton_restarts_total 1.0" in running.metrics()
+    return healed_at
 
 
 @pytest.fixture(scope="module")
@@ -129,15 +187,19 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_service_that_cannot_answer_does_not_look_ready_and_ends(
+def test_a_service_that_cannot_answer_does_not_look_ready_and_heals_or_ends(
     name: str, results: dict[str, Future[Result]]
 ) -> None:
     fault, result = FAULTS[name], results[name].result()
     assert (result.exit_code, result.left) == (fault.exit_code, []), result.output
     errors = [line for line in result.output.splitlines() if line.startswith("error: ")]
-    assert [bool(re.search(fault.line, error)) for error in errors] == [True] * (fault.exit_code == 1), result.output
+    failures = [line for line in result.output.splitlines() if "starting it anew" in line]
+    assert (len(errors), len(failures)) == (fault.exit_code == 1, fault.restarts), result.output
+    assert all(re.search(fault.line, line) for line in errors + failures), result.output
     assert result.not_ready_after < max(NOT_READY_SECONDS, fault.seconds - NOT_READY_SECONDS)
-    assert result.gone_after < fault.seconds
+    assert result.over_after < fault.seconds
     outcomes = {sent.outcome for sent in result.account}
     assert outcomes <= {"right", "500", "no connection", fault.also_seen}
     assert {"right", "no connection"} <= outcomes
+    if result.healed_at is not None:
+        assert {sent.outcome for sent in _sent_since(result.healed_at, result.account)} == {"right"}

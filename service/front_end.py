@@ -1,0 +1,219 @@
+"""Triton's part of the service, from its start until a signal, or until it fails and another takes its place.
+
+Comes in: what embeds, and where it is to be asked for. Goes out: a service on its ports that is watched and, at the
+end, drained. It must not know how an image becomes an embedding.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from pytriton.model_config import DynamicBatcher, ModelConfig, QueuePolicy, Tensor
+from pytriton.model_config.common import TimeoutAction
+from pytriton.triton import TritonConfig
+
+from service.assembly import by_device
+from service.canary import Canary
+from service.encoder import Encoder
+from service.endpoint import EmbedImage, EmbedPixelValues, Parameters
+from service.heartbeat import Heartbeat
+from service.local_client import LocalClient
+from service.metrics import Metrics
+from service.pipeline import Embedding, Pipeline
+from service.pytriton_compat.triton import Access, SupervisedTriton
+from service.settings import Settings
+from service.watchdog import Watchdog
+from service.workspace import new_workspace
+
+logger = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.5
+_IDLE_SECONDS = 5.0
+_STUB_SPARE_BYTES = 2**28
+_JSON_REQUEST = (
+    '{"inputs":[{"name":"INPUT_IMAGE","shape":[1,1],"datatype":"BYTES","data":["&"]}],'
+    '"parameters":{"base64_encoded":true}}'
+)
+
+
+class Parts(NamedTuple):
+    """What outlives a tritonserver.
+
+    Attributes:
+        encoders, pipelines: one of each a device.
+        known: the embedding (float32 `[D]`) of the canary's image.
+        facts: what the service is, told to clients in the models' configuration.
+        http: the address where Triton listens for HTTP.
+        metrics_port: the port of the loopback interface where Triton's own measurements are.
+        client: asks at `http`.
+    """
+
+    settings: Settings
+    access: Access
+    encoders: Sequence[Encoder]
+    pipelines: Sequence[Pipeline]
+    known: Embedding
+    metrics: Metrics
+    facts: Mapping[str, str]
+    http: tuple[str, int]
+    metrics_port: int
+    client: LocalClient
+    heartbeat: Heartbeat
+
+
+def serve_by_triton(parts: Parts, shutdown: threading.Event) -> None:
+    """Start a tritonserver, serve until `shutdown`, and answer what is in flight.
+
+    Raises:
+        StartupFault: it cannot start.
+        TritonFailure: it has failed; nothing of it is left.
+        ServiceFailure: another part has failed.
+    """
+    with contextlib.ExitStack() as stack:
+        triton = _build_triton(parts, stack.enter_context(new_workspace()))
+        stack.callback(triton.stop)
+        _bind_models(triton, parts)
+        if not triton.start(shutdown):
+            return
+        _announce(parts)
+        images = _lanes(parts) * parts.settings.max_batch_size
+        canary = Canary(parts.known, parts.client, by_device(parts.pipelines) if len(parts.pipelines) > 1 else ())
+        watchdog = Watchdog(triton, parts.encoders, images, parts.metrics, parts.client, canary)
+        _watch(watchdog, parts.heartbeat, shutdown.wait)
+        _wind_down(parts, triton, watchdog)
+
+
+def _defaults(settings: Settings) -> dict[str, str]:
+    """What becomes of requests without parameters, for clients that send none."""
+    names = ("default_base64_encoded", "default_normalize")
+    return {name: str(getattr(settings, name)).lower() for name in names}
+
+
+def _build_triton(parts: Parts, workspace: Path) -> SupervisedTriton:
+    settings = parts.settings
+    config = TritonConfig(
+        allow_http=True,
+        allow_grpc=bool(settings.grpc_port),
+        allow_metrics=bool(settings.metrics_port),
+        http_address=parts.http[0],
+        grpc_address=settings.host,
+        metrics_address="127.0.0.1",
+        http_port=parts.http[1],
+        grpc_port=settings.grpc_port or None,
+        metrics_port=parts.metrics_port,
+        # By then everything is answered; it only bounds how long idle keep-alive connections hold up the end.
+        exit_timeout_secs=1,
+    )
+    # The largest batch of images that are let in, as base64 text.
+    stub_bytes = settings.max_batch_size * settings.max_image_bytes * 4 // 3 + _STUB_SPARE_BYTES
+    return SupervisedTriton(config, workspace, parts.access, stub_bytes, verbose=settings.log_level == "debug")
+
+
+def _bind_models(triton: SupervisedTriton, parts: Parts) -> None:
+    """`embed_image` in several lanes a device, and the PIXEL_VALUES model in one; both tell the facts to clients."""
+    settings, encoders = parts.settings, parts.encoders
+    defaults = Parameters(settings.default_base64_encoded, settings.default_normalize, settings.model_alias)
+    side, outputs = encoders[0].image_size, [Tensor(name="EMBEDDING", dtype=np.float32, shape=(encoders[0].dimension,))]
+    lanes, facts = _lanes(parts), {**parts.facts, **_defaults(settings)}
+    config = _model_config(settings, lanes)
+    triton.bind(
+        settings.model_alias,
+        [EmbedPixelValues(encoder, defaults, parts.heartbeat.mark) for encoder in encoders],
+        [Tensor(name="PIXEL_VALUES", dtype=np.float32, shape=(3, side, side))],
+        outputs,
+        config=config,
+        parameters=facts,
+    )
+    triton.bind(
+        "embed_image",
+        [EmbedImage(pipeline, defaults, parts.metrics) for pipeline in parts.pipelines for _ in range(lanes)],
+        [Tensor(name="INPUT_IMAGE", dtype=np.bytes_, shape=(1,))],
+        outputs,
+        config=config,
+        parameters=facts,
+    )
+
+
+def _model_config(settings: Settings, lanes: int) -> ModelConfig:
+    return ModelConfig(
+        max_batch_size=settings.max_batch_size,
+        batcher=DynamicBatcher(
+            max_queue_delay_microseconds=settings.max_queue_delay_us,
+            # Or one lane would take nearly all that is waiting, and the others one tiny batch after another meanwhile.
+            preferred_batch_size=sorted({-(-settings.max_batch_size // lanes), settings.max_batch_size}),
+            # What is refused costs nothing; its client knows at once, and what is accepted is answered in time.
+            default_queue_policy=QueuePolicy(
+                TimeoutAction.REJECT, settings.queue_timeout_ms * 1000, True, settings.max_queue_size
+            ),
+        ),
+    )
+
+
+def _lanes(parts: Parts) -> int:
+    """Batches in the works at a time on each device."""
+    return parts.settings.lanes or parts.encoders[0].lanes
+
+
+def _announce(parts: Parts) -> None:
+    settings, encoder, facts = parts.settings, parts.encoders[0], parts.facts
+    logger.info(
+        "ready: embed_image and %s serve checkpoint %s (%d pixels, %d dimensions) on %s in %s, fingerprint %s",
+        settings.model_alias,
+        facts["checkpoint"],
+        encoder.image_size,
+        encoder.dimension,
+        facts["device"],
+        facts["dtype"],
+        facts["fingerprint"],
+        extra=facts,
+    )
+    names = {"http_port": "HTTP", "grpc_port": "gRPC", "metrics_port": "metrics"}
+    for name, port in settings.ports.items():
+        logger.info("%s on %s:%d", names[name], settings.host, port)
+    if settings.http_port and not settings.access_token_file:
+        logger.info(
+            "try: base64 -w0 photo.jpg | sed 's/.*/%s/' | curl -s %s -d @- http://%s:%d/v2/models/embed_image/infer",
+            _JSON_REQUEST,
+            "-H 'Content-Type: application/json'",
+            "127.0.0.1" if settings.host == "0.0.0.0" else settings.host,
+            settings.http_port,
+        )
+
+
+def _watch(watchdog: Watchdog, heartbeat: Heartbeat, is_over: Callable[[float], bool]) -> None:
+    """Look after the service until `is_over`, which waits so many seconds, says so.
+
+    Raises:
+        ServiceFailure: the service can answer no more.
+    """
+    while not is_over(_LOOK_SECONDS):
+        watchdog.look()
+        heartbeat.send()
+
+
+def _wind_down(parts: Parts, triton: SupervisedTriton, watchdog: Watchdog) -> None:
+    """Look not ready, take requests until the grace is over, and answer all that is accepted.
+
+    Raises:
+        ServiceFailure: the service can answer no more, or not everything in time.
+    """
+    logger.info("stopping: it does not look ready any more; what is accepted will be answered")
+    triton.report_not_ready()
+    _watch(watchdog, parts.heartbeat, _grace(parts.settings.shutdown_grace_s))
+    triton.drain(_IDLE_SECONDS + parts.settings.max_queue_delay_us / 1e6)
+
+
+def _grace(seconds: float) -> Callable[[float], bool]:
+    """Is over after so many seconds."""
+    end = time.monotonic() + seconds
+
+    def is_over(wait_seconds: float) -> bool:
+        time.sleep(max(0.0, min(wait_seconds, end - time.monotonic())))
+        return time.monotonic() >= end
+
+    return is_over
