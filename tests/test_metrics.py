@@ -99,6 +99,7 @@ def test_a_scrape_is_tritons_text_followed_by_ours(triton: LocalClient) -> None:
         ("embed_stage_seconds_count", "resize"): 0,
         ("embed_stage_seconds_count", "encode"): 1,
         ("embed_encoder_failures_total",): 0,
+        ("embed_triton_restarts_total",): 0,
         ("embed_images_total", "internal_error"): 0,  # or the first one would be invisible to rate()
     }
     found = _samples(text)
@@ -153,10 +154,11 @@ def test_memory_is_read_at_each_scrape_and_left_out_where_there_is_no_such_numbe
 def test_the_service_and_its_process_are_described() -> None:
     metrics = Metrics()
     metrics.encoder_failed()
+    metrics.triton_restarted()
     metrics.serves(version="1.2", fingerprint="0123abc")
     value = metrics.registry.get_sample_value
     assert value("embed_service_info", {"version": "1.2", "fingerprint": "0123abc"}) == 1
-    assert value("embed_encoder_failures_total") == 1
+    assert value("embed_encoder_failures_total") == value("embed_triton_restarts_total") == 1
     assert (value("process_resident_memory_bytes") or 0) > 1e6
     assert abs((value("process_start_time_seconds") or 0) - psutil.Process().create_time()) < 10
 

@@ -288,8 +288,11 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         for process in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        # The next one listens on the same ports.
-        psutil.wait_procs(alive, timeout=_END_SECONDS)
+        # The next one listens on the same ports. Whoever inherits the dead may take a while to bury them.
+        deadline = time.monotonic() + _END_SECONDS
+        while not all(map(_has_died, alive)) and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        psutil.wait_procs(alive, timeout=0)  # as a container's process 1 it is for us to do so
         return stopped
 
     def _limit_shared_memory(self) -> None:
