@@ -1,0 +1,56 @@
+"""One tritonserver after another: which end of one is the service's own."""
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from service import server
+from service.errors import ServiceFailure, StartupFault
+from service.metrics import Metrics
+from service.pytriton_compat.triton import TritonFailure
+
+DIED = TritonFailure("it has died")
+CANNOT_START = StartupFault("it cannot start")
+
+
+def _serve(monkeypatch: pytest.MonkeyPatch, ends: list[Exception | None], shutdown: bool = False) -> Metrics:
+    """Have one tritonserver after another end so, None as it should."""
+    parts: Any = SimpleNamespace(metrics=Metrics())
+    asked, left = threading.Event(), iter(ends)
+    if shutdown:
+        asked.set()
+
+    def serve_by_triton(*_: object) -> None:
+        if (end := next(left)) is not None:
+            raise end
+
+    monkeypatch.setattr(server, "serve_by_triton", serve_by_triton)
+    server._serve(parts, asked)
+    assert not list(left)
+    metrics: Metrics = parts.metrics
+    return metrics
+
+
+def test_one_that_fails_makes_place_for_another_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = _serve(monkeypatch, [DIED, DIED, None])
+    assert metrics.registry.get_sample_value("embed_triton_restarts_total") == 2
+
+
+ENDS: dict[str, tuple[list[Exception | None], bool, Exception]] = {
+    "the first cannot start": ([CANNOT_START], False, CANNOT_START),
+    # Lanes may be inside the model by then, so it is the end of a service that was running.
+    "the second cannot start": ([DIED, CANNOT_START], False, ServiceFailure("it cannot start")),
+    "it fails while the service ends": ([DIED], True, DIED),
+    "another part fails": ([ServiceFailure("the encoder")], False, ServiceFailure("the encoder")),
+    "one after another fails": ([DIED] * 6, False, DIED),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_what_another_one_cannot_mend_ends_the_service(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    ends, shutdown, raised = ENDS[name]
+    with pytest.raises(type(raised), match=f"^{raised}$") as caught:
+        _serve(monkeypatch, ends, shutdown)
+    assert type(caught.value) is type(raised)
