@@ -79,7 +79,8 @@ def read_canary(body: bytes) -> Embedding:
 
 def is_crowded_out(status: int, body: bytes) -> bool:
     """Whether an answer is a refusal for the sake of others, and says nothing of the service."""
-    # The queue is full, or Triton has refused the whole batch for the lie of a request beside the canary.
+    # The queue is full, or Triton has refused the whole batch for the lie of a request beside the canary, as it
+    # does without `batch_strategy.c`.
     return status == http.client.SERVICE_UNAVAILABLE or _NEIGHBOURS_LIE in body
 
 

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 Embedding = npt.NDArray[np.float32]
 
-# Triton fails a whole batch where the lengths in one of its requests lie. Those that are sent here never do.
+# A service that was set up without a C compiler fails a whole batch where the lengths in one of its requests lie. Those
+# that are sent here never do.
 _NEIGHBOURS_LIE = " for inference input 'INPUT_IMAGE'"
 
 # A configuration is told without waiting for a batch.

@@ -121,6 +121,11 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         self._access = access
         self._metrics = LocalClient("127.0.0.1", config.metrics_port) if config.allow_metrics else None
         self._stub_bytes = stub_bytes
+        self._batch_strategy = find_batch_strategy()
+        if self._batch_strategy is None:
+            logger.warning(
+                "no C compiler was there at setup: a request that lies about a length fails all that share its batch"
+            )
         self._triton_server_config: TritonServerConfig
         # A local model store makes tritonserver load every model before it listens: a port that answers is a service
         # that answers. PyTriton's default opens the ports first, and a server without models reports ready.
@@ -158,6 +163,8 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         folder = self._workspace.model_store_path / model_name / "1"
         for ours, theirs in _STUB_FILES.items():
             shutil.copy(_HERE / ours, folder / theirs)
+        if self._batch_strategy:
+            shutil.copy(self._batch_strategy, folder / "batchstrategy.so")
         for index, infer in enumerate(infer_func):
             path = folder / f"pulse-{index}.sock"
             if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
@@ -397,6 +404,11 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             raise StartupFault(f"tritonserver ended while it started; its last line: {self._last_line[:500]}")
         if time.monotonic() > deadline:
             raise StartupFault(f"tritonserver was not ready after {_START_SECONDS:.0f} s")
+
+
+def find_batch_strategy() -> Path | None:
+    """The library that setup has made of `batch_strategy.c`; None where it could not."""
+    return max(_HERE.glob("batchstrategy*.so"), key=os.path.getmtime, default=None)
 
 
 def _within(most: int, size: int) -> int:

@@ -1,0 +1,118 @@
+/* Which requests share a batch: whoever lies about the length of its last string is alone in its own.
+
+   Triton's Python backend refuses a whole batch for one such lie, with a 400 for everybody in it, before any Python
+   runs; Triton itself checks strings before that, but not whether the last one is as long as it says. It loads this
+   library beside the model (`batchstrategy.so`) and asks it about each request: its interface for custom batching, of
+   tritonbackend.h, which PyTriton does not ship. One thread for each model does so, and each model has its own copy.
+
+   Setup makes the library where it finds a C compiler. Without it, neighbours of a lie have to send again. */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef struct TRITONSERVER_Error TRITONSERVER_Error;
+typedef struct TRITONBACKEND_Batcher TRITONBACKEND_Batcher;
+typedef struct TRITONBACKEND_Input TRITONBACKEND_Input;
+typedef struct TRITONBACKEND_Model TRITONBACKEND_Model;
+typedef struct TRITONBACKEND_Request TRITONBACKEND_Request;
+
+enum { TYPE_BYTES = 13, MEMORY_GPU = 2 };
+
+void TRITONSERVER_ErrorDelete(TRITONSERVER_Error *error);
+TRITONSERVER_Error *TRITONBACKEND_RequestInputCount(TRITONBACKEND_Request *request, uint32_t *count);
+TRITONSERVER_Error *TRITONBACKEND_RequestInputByIndex(
+    TRITONBACKEND_Request *request, uint32_t index, TRITONBACKEND_Input **input);
+TRITONSERVER_Error *TRITONBACKEND_InputProperties(
+    TRITONBACKEND_Input *input, const char **name, int *datatype, const int64_t **shape, uint32_t *dimensions,
+    uint64_t *bytes, uint32_t *buffers);
+TRITONSERVER_Error *TRITONBACKEND_InputBuffer(
+    TRITONBACKEND_Input *input, uint32_t index, const void **buffer, uint64_t *bytes, int *memory, int64_t *device);
+
+/* Of the batch in the making: where Triton keeps its user pointer, by which it is known; whether it may hold requests
+   from before the last `Initialize`, or a lie; what has been asked and included since then. */
+static void **current;
+static bool may_be_filled, may_hold_a_lie, asked;
+static uint32_t included;
+
+/* An empty batch must get its first request, or its queue stands still. Where it is not known whether one is empty,
+   Triton asks again at once, and as often as that before a lie is let in. */
+enum { MOST_REFUSALS = 10000 };
+static uint32_t refusals;
+
+static bool failed(TRITONSERVER_Error *error) {
+  if (error != NULL) TRITONSERVER_ErrorDelete(error);
+  return error != NULL;
+}
+
+/* Whether fewer bytes follow than the last length announces. Strings, and the lengths before them, go on from one
+   buffer to the next. */
+static bool is_cut_short(TRITONBACKEND_Input *input, uint32_t buffers) {
+  uint64_t missing = 0;
+  for (uint32_t index = 0; index < buffers; index++) {
+    const void *start;
+    uint64_t left;
+    int memory;
+    int64_t device;
+    if (failed(TRITONBACKEND_InputBuffer(input, index, &start, &left, &memory, &device)) || memory == MEMORY_GPU)
+      return false;
+    const char *next = start;
+    for (;;) {
+      uint64_t taken = missing < left ? missing : left;
+      next += taken, left -= taken, missing -= taken;
+      uint32_t length;
+      if (left < sizeof length) break; /* Triton has refused lengths that are cut themselves. */
+      memcpy(&length, next, sizeof length);
+      next += sizeof length, left -= sizeof length, missing = length;
+    }
+  }
+  return missing > 0;
+}
+
+static bool lies(TRITONBACKEND_Request *request) {
+  uint32_t count;
+  if (failed(TRITONBACKEND_RequestInputCount(request, &count))) return false;
+  for (uint32_t index = 0; index < count; index++) {
+    TRITONBACKEND_Input *input;
+    int datatype;
+    uint32_t buffers;
+    if (failed(TRITONBACKEND_RequestInputByIndex(request, index, &input)) ||
+        failed(TRITONBACKEND_InputProperties(input, NULL, &datatype, NULL, NULL, NULL, &buffers)))
+      return false;
+    if (datatype == TYPE_BYTES && is_cut_short(input, buffers)) return true;
+  }
+  return false;
+}
+
+TRITONSERVER_Error *TRITONBACKEND_ModelBatchIncludeRequest(
+    TRITONBACKEND_Request *request, void *batch, bool *should_include) {
+  bool is_lie = lies(request), is_empty = !may_be_filled && included == 0;
+  asked = true;
+  *should_include = is_empty || !(is_lie || may_hold_a_lie) || (included == 0 && ++refusals > MOST_REFUSALS);
+  if (*should_include) {
+    included++, refusals = 0;
+    may_hold_a_lie = may_hold_a_lie || is_lie;
+  }
+  return NULL;
+}
+
+/* Triton goes on with a batch that it has handed over already, until a lane takes it, and says so by another call of
+   this with the same pointer. A new batch, which may have got the same memory, is announced twice before the first
+   question. */
+TRITONSERVER_Error *TRITONBACKEND_ModelBatchInitialize(const TRITONBACKEND_Batcher *batcher, void **user_pointer) {
+  bool goes_on = user_pointer == current && asked;
+  may_be_filled = goes_on && (may_be_filled || included > 0);
+  may_hold_a_lie = goes_on && may_hold_a_lie;
+  current = user_pointer, included = 0, asked = false;
+  *user_pointer = &included; /* any but NULL, which Triton takes for a batch that has ended */
+  return NULL;
+}
+
+TRITONSERVER_Error *TRITONBACKEND_ModelBatchFinalize(void *batch) { return NULL; }
+
+TRITONSERVER_Error *TRITONBACKEND_ModelBatcherInitialize(TRITONBACKEND_Batcher **batcher, TRITONBACKEND_Model *model) {
+  return NULL;
+}
+
+TRITONSERVER_Error *TRITONBACKEND_ModelBatcherFinalize(TRITONBACKEND_Batcher *batcher) { return NULL; }
