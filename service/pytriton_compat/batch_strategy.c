@@ -31,9 +31,9 @@ TRITONSERVER_Error *TRITONBACKEND_InputBuffer(
     TRITONBACKEND_Input *input, uint32_t index, const void **buffer, uint64_t *bytes, int *memory, int64_t *device);
 
 /* Of the batch in the making: where Triton keeps its user pointer, by which it is known; whether it may hold requests
-   from before the last `Initialize`, or a lie; what has been asked and included since then. */
+   from before the last `Initialize`, or a lie; and how many it has got since then. */
 static void **current;
-static bool may_be_filled, may_hold_a_lie, asked;
+static bool may_be_filled, may_hold_a_lie;
 static uint32_t included;
 
 /* An empty batch must get its first request, or its queue stands still. Where it is not known whether one is empty,
@@ -88,7 +88,6 @@ static bool lies(TRITONBACKEND_Request *request) {
 TRITONSERVER_Error *TRITONBACKEND_ModelBatchIncludeRequest(
     TRITONBACKEND_Request *request, void *batch, bool *should_include) {
   bool is_lie = lies(request), is_empty = !may_be_filled && included == 0;
-  asked = true;
   *should_include = is_empty || !(is_lie || may_hold_a_lie) || (included == 0 && ++refusals > MOST_REFUSALS);
   if (*should_include) {
     included++, refusals = 0;
@@ -97,14 +96,13 @@ TRITONSERVER_Error *TRITONBACKEND_ModelBatchIncludeRequest(
   return NULL;
 }
 
-/* Triton goes on with a batch that it has handed over already, until a lane takes it, and says so by another call of
-   this with the same pointer. A new batch, which may have got the same memory, is announced twice before the first
-   question. */
+/* Triton may go on with a batch that it has handed over already, until a lane takes it, and then calls this with the
+   same pointer. A new batch never has the pointer of the one before, which Triton lets go of only afterwards. */
 TRITONSERVER_Error *TRITONBACKEND_ModelBatchInitialize(const TRITONBACKEND_Batcher *batcher, void **user_pointer) {
-  bool goes_on = user_pointer == current && asked;
+  bool goes_on = user_pointer == current;
   may_be_filled = goes_on && (may_be_filled || included > 0);
   may_hold_a_lie = goes_on && may_hold_a_lie;
-  current = user_pointer, included = 0, asked = false;
+  current = user_pointer, included = 0;
   *user_pointer = &included; /* any but NULL, which Triton takes for a batch that has ended */
   return NULL;
 }

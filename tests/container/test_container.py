@@ -33,6 +33,8 @@ MORE_OPTIONS = shlex.split(os.environ.get("PODMAN_RUN", ""))
 UNPRIVILEGED = "id -u; id -g; sed -n 's/^\\(CapEff\\|CapBnd\\|NoNewPrivs\\):\\s*//p' /proc/self/status"
 WRITABLE = "find / /dev -xdev -writable -not -type l -not -type c; ls /run/secrets; command -v gcc cc ld pip pip3"
 
+KILL = "import psutil; [each.kill() for each in psutil.process_iter() if each.name() == 'tritonserver']"
+
 
 def podman(*arguments: str) -> str:
     """What it prints."""
@@ -89,6 +91,16 @@ def test_it_embeds_and_a_signal_under_load_drops_nothing() -> None:
         assert running.state("ExitCode") == "0", running.log()
     assert len(before) > 100 and set(before) == {"right"}
     assert set(after) <= {"right", "404", "no connection"}
+
+
+def test_a_tritonserver_that_dies_is_buried_and_another_one_embeds() -> None:
+    with container("64m") as running:
+        wait_for(lambda: running.run("python", "-m", "service.probe").returncode == 0)
+        assert running.run("python", "-c", KILL).returncode == 0
+        wait_for(lambda: running.log().count("ready: embed_image") == 2, 60)
+        assert running.run("python", "-m", "service.probe").returncode == 0
+        assert "Z" not in running.processes().values()
+        assert "no C compiler was there" not in running.log()
 
 
 def test_too_little_shared_memory_is_one_clear_line() -> None:
