@@ -11,6 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <time.h>
 
 typedef struct TRITONSERVER_Error TRITONSERVER_Error;
 typedef struct TRITONBACKEND_Batcher TRITONBACKEND_Batcher;
@@ -30,16 +31,17 @@ TRITONSERVER_Error *TRITONBACKEND_InputProperties(
 TRITONSERVER_Error *TRITONBACKEND_InputBuffer(
     TRITONBACKEND_Input *input, uint32_t index, const void **buffer, uint64_t *bytes, int *memory, int64_t *device);
 
-/* Of the batch in the making: where Triton keeps its user pointer, by which it is known; whether it may hold requests
-   from before the last `Initialize`, or a lie; and how many it has got since then. */
+/* Of the batch in the making: where Triton keeps its user pointer, by which it is known; its first request; whether it
+   may hold requests from before the last `Initialize`, or a lie; and how many it has got since then. */
 static void **current;
+static TRITONBACKEND_Request *first;
 static bool may_be_filled, may_hold_a_lie;
 static uint32_t included;
 
-/* An empty batch must get its first request, or its queue stands still. Where it is not known whether one is empty,
-   Triton asks again at once, and as often as that before a lie is let in. */
-enum { MOST_REFUSALS = 10000 };
-static uint32_t refusals;
+/* An empty batch must get its first request, or its queue stands still. One that is handed over already, and must not
+   get this one, is taken by a lane within milliseconds; Triton asks again at once until then. */
+enum { MOST_SECONDS = 2 };
+static time_t refused_since;
 
 static bool failed(TRITONSERVER_Error *error) {
   if (error != NULL) TRITONSERVER_ErrorDelete(error);
@@ -85,12 +87,22 @@ static bool lies(TRITONBACKEND_Request *request) {
   return false;
 }
 
+static bool refuses_for_too_long(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  if (refused_since == 0) refused_since = now.tv_sec;
+  return now.tv_sec - refused_since > MOST_SECONDS;
+}
+
 TRITONSERVER_Error *TRITONBACKEND_ModelBatchIncludeRequest(
     TRITONBACKEND_Request *request, void *batch, bool *should_include) {
+  /* One that Triton asks about again has gone back into the queue, and all that came after it, too. */
+  if (included == 0 && request == first) may_be_filled = may_hold_a_lie = false;
   bool is_lie = lies(request), is_empty = !may_be_filled && included == 0;
-  *should_include = is_empty || !(is_lie || may_hold_a_lie) || (included == 0 && ++refusals > MOST_REFUSALS);
+  *should_include = is_empty || !(is_lie || may_hold_a_lie) || (included == 0 && refuses_for_too_long());
   if (*should_include) {
-    included++, refusals = 0;
+    if (is_empty) first = request;
+    included++, refused_since = 0;
     may_hold_a_lie = may_hold_a_lie || is_lie;
   }
   return NULL;
