@@ -33,13 +33,13 @@ def main() -> int:
 
     try:
         serve(settings)
-    except StartupFault as fault:
-        return _complain(fault, 1, settings.log_format)
-    except ServiceFailure as failure:
-        _complain(failure, 1, settings.log_format)
-        # Lanes may still be inside the model, and an interpreter that ends under such threads aborts.
-        os._exit(1)
-    return 0
+        exit_code = 0
+    except (StartupFault, ServiceFailure) as failure:
+        exit_code = _complain(failure, 1, settings.log_format)
+    logging.shutdown()
+    # Lanes, also those of a tritonserver that has failed, may still be inside the model, and helpers inside a decoder.
+    # An interpreter that ends under such threads aborts, or waits for them.
+    os._exit(exit_code)
 
 
 def _fetch(arguments: list[str]) -> int:

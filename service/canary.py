@@ -35,6 +35,8 @@ _SECONDS = 8.0
 _NEIGHBOURS_LIE = b"incomplete string data for inference input"
 # The size of the batch that an image is in changes its last bits: in bfloat16 by a cosine of 0.9999 or so.
 _LEAST_COSINE = 0.999
+# Of the whole process: the cache of embeddings outlives a tritonserver and its canary.
+_MARKS = map(str, itertools.count())
 
 
 def canary_image() -> bytes:
@@ -104,7 +106,6 @@ class Canary:
         self._known = known
         self._client = client
         self._devices = devices
-        self._marks = map(str, itertools.count())
 
     def send(self) -> Answer:
         """Send the image and say what the answer was: its embedding, a refusal, or a refusal for the sake of others.
@@ -115,9 +116,9 @@ class Canary:
         """
         for embed in self._devices:
             # Its encoder counts its failures itself.
-            if (embedding := embed(marked_canary(next(self._marks)))) is not None:
+            if (embedding := embed(marked_canary(next(_MARKS)))) is not None:
                 self._compare(embedding)
-        status, body = self._client.post(CANARY_PATH, canary_request(next(self._marks)), _SECONDS)
+        status, body = self._client.post(CANARY_PATH, canary_request(next(_MARKS)), _SECONDS)
         if status == http.client.OK:
             self._compare(read_canary(body))
             return "right"

@@ -86,10 +86,11 @@ def _serve(parts: Parts, shutdown: threading.Event) -> None:
                 raise
             logger.error("%s; starting it anew", failure)
             parts.metrics.triton_restarted()
-        except StartupFault as fault:
-            if not restarts.count:
+        except Exception as error:
+            if isinstance(error, ServiceFailure) or not restarts.count:
                 raise
-            raise ServiceFailure(str(fault)) from fault
+            # Whatever keeps another one from its start: a taken port, a full disk, no room for a process.
+            raise ServiceFailure(f"tritonserver could not be started anew: {error}") from error
 
 
 def _check_ports_are_free(settings: Settings) -> None:

@@ -13,6 +13,7 @@ from service.pytriton_compat.triton import TritonFailure
 
 DIED = TritonFailure("it has died")
 CANNOT_START = StartupFault("it cannot start")
+NOT_ANEW = ServiceFailure("tritonserver could not be started anew: it cannot start")
 
 
 def _serve(monkeypatch: pytest.MonkeyPatch, ends: list[Exception | None], shutdown: bool = False) -> Metrics:
@@ -41,7 +42,8 @@ def test_one_that_fails_makes_place_for_another_and_is_counted(monkeypatch: pyte
 ENDS: dict[str, tuple[list[Exception | None], bool, Exception]] = {
     "the first cannot start": ([CANNOT_START], False, CANNOT_START),
     # Lanes may be inside the model by then, so it is the end of a service that was running.
-    "the second cannot start": ([DIED, CANNOT_START], False, ServiceFailure("it cannot start")),
+    "the second cannot start": ([DIED, CANNOT_START], False, NOT_ANEW),
+    "the disk is full at its start": ([DIED, OSError("it cannot start")], False, NOT_ANEW),
     "it fails while the service ends": ([DIED], True, DIED),
     "another part fails": ([ServiceFailure("the encoder")], False, ServiceFailure("the encoder")),
     "one after another fails": ([DIED] * 6, False, DIED),

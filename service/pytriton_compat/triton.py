@@ -283,6 +283,8 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         """
         before = self.batches
         _, left = psutil.wait_procs(self._processes[1:], timeout=idle_seconds)
+        if _has_died(self._processes[0]):
+            raise ServiceFailure("tritonserver has died before everything accepted was answered")
         return not left or not (self.is_working or self.batches > before)
 
     def stop(self) -> bool:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import requests
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
@@ -101,6 +102,23 @@ def test_a_drain_tells_what_is_left(tmp_path: Path) -> None:
         assert {answer.result().status_code for answer in answers} == {200}
         told = re.findall(r"INFO .*draining: 1 requests in the works, (\d+) waiting for a batch", running.output())
     assert len(told) >= 2 and {int(waiting) for waiting in told} <= {images - 1, images}
+
+
+def test_a_drain_that_tritonserver_does_not_survive_is_no_success(tmp_path: Path) -> None:
+    file = tmp_path / "sabotage"
+    with (
+        service(tmp_path, module="tests.faults.sabotaged", environment={"SABOTAGE": str(file)}) as running,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        file.write_text("hangs")
+        answer = threads.submit(post_raw, running, photographs()[0])
+        wait_for(lambda: "embed_busy_lanes 0.0" not in running.metrics())
+        running.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: "draining: 1 requests in the works" in running.output(), 60)
+        next(each for each in running.family() if each.name() == "tritonserver").kill()
+        assert running.process.wait(60) == 1
+        assert "error: tritonserver has died before everything accepted was answered" in running.output()
+        assert isinstance(answer.exception(), requests.ConnectionError)
 
 
 def _waiting(metrics: str) -> int:
