@@ -49,20 +49,16 @@ def serve(settings: Settings) -> None:
     preprocessor, encoders, digest = load_encoders(settings, cores, metrics)
     facts = _facts(settings, encoders, digest)
     _introduce(encoders, facts, metrics)
+    helpers = ThreadPoolExecutor(cores.count, thread_name_prefix="decode")
+    shutdown = _shutdown_on_signals()
+    pipelines = build_pipelines(settings, preprocessor, encoders, cores, helpers, metrics)
+    known = known_embedding(pipelines)
+    http_port, metrics_port = free_ports(2, settings.ports.values())
+    http = _http_address(settings, http_port)
+    client = LocalClient(*http, bearer(access.token))
+    heartbeat = Heartbeat(client, settings.model_alias, preprocessor.size)
+    parts = Parts(settings, access, encoders, pipelines, known, metrics, facts, http, metrics_port, client, heartbeat)
     with contextlib.ExitStack() as stack:
-        helpers = ThreadPoolExecutor(cores.count, thread_name_prefix="decode")
-        # One of them may hang, for which the process ends.
-        stack.callback(helpers.shutdown, wait=False)
-        shutdown = _shutdown_on_signals()
-        pipelines = build_pipelines(settings, preprocessor, encoders, cores, helpers, metrics)
-        known = known_embedding(pipelines)
-        http_port, metrics_port = free_ports(2, settings.ports.values())
-        http = _http_address(settings, http_port)
-        client = LocalClient(*http, bearer(access.token))
-        heartbeat = Heartbeat(client, settings.model_alias, preprocessor.size)
-        parts = Parts(
-            settings, access, encoders, pipelines, known, metrics, facts, http, metrics_port, client, heartbeat
-        )
         if settings.metrics_port:
             own = LocalClient("127.0.0.1", metrics_port)
             stack.enter_context(metrics_endpoint(metrics, settings.host, settings.metrics_port, own, access.token))

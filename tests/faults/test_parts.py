@@ -17,6 +17,7 @@ import psutil
 import pytest
 import requests
 
+from tests.integration.clients import HUGE_SHAPE
 from tests.integration.load import Sent, load
 from tests.integration.service_process import ServiceProcess, service, wait_for
 
@@ -30,7 +31,6 @@ HANGING_ENCODER_SECONDS = 90
 AT_A_TIME = 3
 MOST_RESTARTS = 5
 LEAST_SENT = 50
-HUGE_SHAPE = '{"inputs": [{"name": "INPUT_IMAGE", "shape": [1099511627776, 1], "datatype": "FP32", "data": []}]}'
 
 
 @dataclass(frozen=True)

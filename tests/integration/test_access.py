@@ -13,7 +13,7 @@ import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
 from service.client.command import main as embed_many
-from tests.integration.clients import RAW_HEADERS, triton_input
+from tests.integration.clients import HUGE_SHAPE, RAW_HEADERS, triton_input
 from tests.integration.reference import photographs
 from tests.integration.service_process import ServiceProcess, service, wait_for
 
@@ -21,7 +21,6 @@ TOKEN, ADMIN_TOKEN = "token-of-the-users-0123456789abcdef", "token-of-the-operat
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 GRPC_TOKEN = "triton-grpc-protocol-authorization"
 ADMIN = {"triton-access-token": ADMIN_TOKEN}
-HUGE_SHAPE = '{"inputs": [{"name": "INPUT_IMAGE", "shape": [1099511627776, 1], "datatype": "FP32", "data": []}]}'
 DEEPLY_NESTED = (
     '{"inputs": [{"name": "INPUT_IMAGE", "shape": [1, 1], "datatype": "BYTES", "data": '
     + "[" * 2_000_000

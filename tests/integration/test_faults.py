@@ -2,21 +2,16 @@
 
 import base64
 import io
-import json
 import struct
 import zlib
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
-import grpc  # type: ignore[import-untyped]
 import pytest
 import requests
 import tritonclient.grpc
 from PIL import Image
-from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from service.pytriton_compat.triton import find_batch_strategy
 from tests.cosines import cosines
 from tests.integration.clients import RAW_HEADERS, base64_text, post_json, post_raw, read_raw_answer, triton_input
 from tests.integration.reference import photographs
@@ -131,45 +126,6 @@ def test_hostile_neighbours_cost_good_images_nothing(running: ServiceProcess) ->
         "batch_stats"
     ]
     assert max(entry["batch_size"] for entry in sizes) > 4, "the requests did share batches"
-
-
-@pytest.mark.skipif(find_batch_strategy() is None, reason="setup has found no C compiler")
-def test_a_lie_about_a_length_fails_alone(running: ServiceProcess) -> None:
-    """Every third of 300 requests announces more bytes than it has, over gRPC and as binary tensor data over HTTP."""
-    rows = b"".join(struct.pack("<I", len(image)) + image for image in photographs())
-    lies = (b"\xff\xff\xff\xff" + photographs()[0], struct.pack("<I", 1) + b"x" + struct.pack("<I", 9) + b"eight...")
-
-    def send(number: int) -> tuple[bool, str]:
-        lie = number % 3 == 0
-        content, count = (lies[number % 2], number % 2 + 1) if lie else (rows, len(photographs()))
-        return lie, (_by_grpc if number % 4 < 2 else _by_binary_tensor)(running, content, count)
-
-    with ThreadPoolExecutor(32) as threads:
-        outcomes = Counter(threads.map(send, range(300)))
-    assert outcomes == {(True, LIE): 100, (False, "200"): 200}
-
-
-LIE = "400 incomplete string data for inference input 'INPUT_IMAGE'"
-
-
-def _by_grpc(running: ServiceProcess, content: bytes, rows: int) -> str:
-    request = service_pb2.ModelInferRequest(model_name="embed_image", raw_input_contents=[content])
-    request.inputs.add(name="INPUT_IMAGE", datatype="BYTES", shape=[rows, 1])
-    with grpc.insecure_channel(f"127.0.0.1:{running.grpc_port}") as channel:
-        try:
-            service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=60)
-        except grpc.RpcError as error:
-            return f"400 {error.details().partition(',')[0]}"
-    return "200"
-
-
-def _by_binary_tensor(running: ServiceProcess, content: bytes, rows: int) -> str:
-    tensor = {"name": "INPUT_IMAGE", "shape": [rows, 1], "datatype": "BYTES"}
-    header = json.dumps({"inputs": [{**tensor, "parameters": {"binary_data_size": len(content)}}]}).encode()
-    headers = {"Inference-Header-Content-Length": str(len(header))}
-    response = requests.post(running.infer_url, data=header + content, headers=headers, timeout=60)
-    message = "" if response.status_code == 200 else f" {response.json()['error'].partition(',')[0]}"
-    return f"{response.status_code}{message}"
 
 
 def test_a_lying_content_length_of_the_header_is_refused(running: ServiceProcess) -> None:

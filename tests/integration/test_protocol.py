@@ -11,7 +11,9 @@ import json
 import socket
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -21,9 +23,11 @@ import psutil
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from service.pytriton_compat.triton import find_batch_strategy
 from service.settings import load_settings
 from tests.images import sample
 from tests.integration.clients import RAW_HEADERS, post_raw, read_raw_answer
+from tests.integration.reference import photographs
 from tests.integration.service_process import ServiceProcess
 
 INFER = "/v2/models/embed_image/infer"
@@ -446,6 +450,28 @@ def test_a_grpc_stream_goes_on_after_each_bad_request(channel: grpc.Channel) -> 
     requests = [each for pair in zip(bad, [grpc_request()] * len(bad), strict=True) for each in pair]
     answers = list(stub.ModelStreamInfer(iter(requests), timeout=60))
     assert sorted(bool(answer.error_message) for answer in answers) == [False] * 4 + [True] * 4
+
+
+@pytest.mark.skipif(find_batch_strategy() is None, reason="setup has found no C compiler")
+def test_a_lie_about_a_length_fails_alone(unharmed: ServiceProcess, channel: grpc.Channel) -> None:
+    """Every third of 300 requests announces more bytes than it has, over gRPC and as binary tensor data over HTTP."""
+    rows = b"".join(struct.pack("<I", len(image)) + image for image in photographs())
+    lies = (b"\xff\xff\xff\xff" + photographs()[0], struct.pack("<I", 1) + b"x" + struct.pack("<I", 9) + b"eight...")
+
+    def send(number: int) -> tuple[bool, str, str]:
+        lie = number % 3 == 0
+        raw, shape = (lies[number % 2], (number % 2 + 1, 1)) if lie else (rows, (len(photographs()), 1))
+        if number % 4 < 2:
+            code, message, _ = ask_grpc(channel, grpc_request(shape, raw=(raw,)))
+        else:
+            status, message = ask(unharmed, Http("", None, "", **binary(raw, shape=shape)))
+            code = {200: "OK", 400: "INVALID_ARGUMENT"}.get(status or 0, str(status))
+        return lie, code, message.partition(",")[0]
+
+    with ThreadPoolExecutor(32) as threads:
+        outcomes = Counter(threads.map(send, range(300)))
+    refused = "incomplete string data for inference input 'INPUT_IMAGE'"
+    assert outcomes == {(True, "INVALID_ARGUMENT", refused): 100, (False, "OK", ""): 200}
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
