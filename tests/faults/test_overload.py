@@ -105,20 +105,22 @@ def test_a_drain_tells_what_is_left(tmp_path: Path) -> None:
 
 
 def test_a_drain_that_tritonserver_does_not_survive_is_no_success(tmp_path: Path) -> None:
-    file = tmp_path / "sabotage"
+    file, images = tmp_path / "sabotage", 2
+    arguments, environment = ("--lanes", "1", "--max-batch-size", "1"), {"SABOTAGE": str(file)}
     with (
-        service(tmp_path, module="tests.faults.sabotaged", environment={"SABOTAGE": str(file)}) as running,
-        ThreadPoolExecutor(1) as threads,
+        service(tmp_path, *arguments, module="tests.faults.sabotaged", environment=environment) as running,
+        ThreadPoolExecutor(images) as threads,
     ):
         file.write_text("hangs")
-        answer = threads.submit(post_raw, running, photographs()[0])
-        wait_for(lambda: "embed_busy_lanes 0.0" not in running.metrics())
+        answers = [threads.submit(post_raw, running, photographs()[0]) for _ in range(images)]
+        # With a canary, which comes every other second, they are all accepted.
+        wait_for(lambda: _is_busy(running) and _waiting(running.metrics()) >= images)
         running.process.send_signal(signal.SIGTERM)
         wait_for(lambda: "draining: 1 requests in the works" in running.output(), 60)
         next(each for each in running.family() if each.name() == "tritonserver").kill()
         assert running.process.wait(60) == 1
         assert "error: tritonserver has died before everything accepted was answered" in running.output()
-        assert isinstance(answer.exception(), requests.ConnectionError)
+        assert all(isinstance(answer.exception(), requests.ConnectionError) for answer in answers)
 
 
 def _waiting(metrics: str) -> int:
