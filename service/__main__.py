@@ -12,6 +12,8 @@ from service.settings import load_settings, readable_log_format
 
 logger = logging.getLogger("service")
 
+_END_SECONDS = 5
+
 
 def main() -> int:
     """Run the service; the exit code is 0 after a signal, 1 for a failure, 2 for a wrong setting."""
@@ -34,12 +36,27 @@ def main() -> int:
     try:
         serve(settings)
         exit_code = 0
-    except (StartupFault, ServiceFailure) as failure:
-        exit_code = _complain(failure, 1, settings.log_format)
+    except Exception as error:
+        _end_within(_END_SECONDS)
+        exit_code = _complain(_foreseen(error), 1, settings.log_format)
     logging.shutdown()
     # Lanes, also those of a tritonserver that has failed, may still be inside the model, and helpers inside a decoder.
     # An interpreter that ends under such threads aborts, or waits for them.
     os._exit(exit_code)
+
+
+def _foreseen(error: Exception) -> Exception:
+    """The error, or where nobody has foreseen it, as of a full disk, what it says; the log has its place."""
+    if isinstance(error, StartupFault | ServiceFailure):
+        return error
+    logger.error("an exception was not caught", exc_info=error)
+    return ServiceFailure(" ".join(f"{type(error).__name__}: {error}".split()))
+
+
+def _end_within(seconds: int) -> None:
+    """Even where nobody reads what is still to be said."""
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(1))
+    signal.alarm(seconds)
 
 
 def _fetch(arguments: list[str]) -> int:
@@ -58,6 +75,7 @@ def _complain(fault: Exception, exit_code: int, log_format: str = "text") -> int
     if log_format == "json":
         logger.critical("%s", fault)
     else:
+        logging.shutdown()  # what was logged before comes first
         print(f"error: {fault}", file=sys.stderr)
     return exit_code
 

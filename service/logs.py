@@ -1,11 +1,13 @@
 """How the service logs: one line an event, as text or as JSON, without tracebacks and paths, and never a flood.
 
-Comes in: the records of every logger, and what nothing else has caught. Goes out: lines on stderr. It must not know who
-logs what.
+Comes in: the records of every logger, and what nothing else has caught. Goes out: lines on stderr, for which nobody who
+logs ever waits. It must not know who logs what.
 """
 
+import contextlib
 import copy
 import logging
+import queue
 import re
 import sys
 import threading
@@ -23,6 +25,8 @@ logger = logging.getLogger(__name__)
 RECORDS_A_MINUTE = 10
 _WINDOW_SECONDS = 60.0
 _MAX_CHARACTERS = 2000
+_MOST_WAITING_LINES = 1000
+_FLUSH_SECONDS = 2.0
 # A URL, a hub id and a relative path hold slashes, too, but none that stands alone before a name.
 _ABSOLUTE_PATH = re.compile(r"""(?<![\w:/.*~-])/(?:[^\s/:'"]+/)*([^\s/:'"]+)/?""")
 
@@ -45,12 +49,53 @@ def configure_logging(level: str, log_format: str) -> None:
 
 def build_handler(stream: TextIO, level: str, log_format: str) -> logging.Handler:
     """The handler that writes all records, as `configure_logging` says."""
-    handler = logging.StreamHandler(stream)
+    handler = LineWriter(stream)
     formatter = _json_formatter() if log_format == "json" else _TextFormatter()
     handler.setFormatter(formatter if level == "debug" else _Brief(formatter))
     if level != "debug":
         handler.addFilter(RateLimit())
     return handler
+
+
+class LineWriter(logging.Handler):
+    """Writes lines to a stream in a thread of its own.
+
+    Where nobody reads them (a terminal is held, a log driver hangs) those that have no room to wait are dropped, and
+    the next one tells by `record.lost` how many: nothing stands still for its log.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        """Write to `stream` from now on."""
+        super().__init__()
+        self._stream = stream
+        self._lines: queue.Queue[str] = queue.Queue(_MOST_WAITING_LINES)
+        self._lost = 0
+        threading.Thread(target=self._write, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand the record's line over, or drop it."""
+        if self._lost:
+            record.lost = self._lost
+        try:
+            self._lines.put_nowait(self.format(record))
+            self._lost = 0
+        except queue.Full:
+            self._lost += 1
+        except Exception:
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Wait until all is written, or a little."""
+        with self._lines.all_tasks_done:
+            self._lines.all_tasks_done.wait_for(lambda: self._lines.unfinished_tasks == 0, _FLUSH_SECONDS)
+
+    def _write(self) -> None:
+        while True:
+            line = self._lines.get()
+            with contextlib.suppress(OSError, ValueError):  # nobody can read it any more
+                self._stream.write(f"{line}\n")
+                self._stream.flush()
+            self._lines.task_done()
 
 
 class RateLimit(logging.Filter):
@@ -113,6 +158,8 @@ class _TextFormatter(logging.Formatter):
             line += f" (request {extra['request_id']!r})"
         if "suppressed" in extra:
             line += f" ({extra['suppressed']} more of this kind were held back)"
+        if "lost" in extra:
+            line += f" ({extra['lost']} lines before it were lost: nobody read them)"
         return line
 
 

@@ -1,5 +1,6 @@
 """One line an event in either format, nothing that gives the server away, and no flood."""
 
+import contextlib
 import io
 import json
 import logging
@@ -22,8 +23,10 @@ def _lines(log: Log, level: str = "info", log_format: str = "text") -> list[str]
     """What a handler makes of the records that `log` hands to a logger."""
     stream = io.StringIO()
     logger = logging.Logger("service.room")
-    logger.addHandler(build_handler(stream, level, log_format))
-    log(logger)
+    with contextlib.closing(build_handler(stream, level, log_format)) as handler:
+        logger.addHandler(handler)
+        log(logger)
+        handler.flush()
     return stream.getvalue().splitlines()
 
 
@@ -159,6 +162,44 @@ def test_a_handler_holds_a_flood_back_and_its_lines_tell() -> None:
     assert len(_lines(_flood)) == RECORDS_A_MINUTE
     (line,) = _lines(lambda logger: logger.error("failed", extra={"suppressed": 7}))
     assert line.endswith(" failed (7 more of this kind were held back)")
+
+
+class HeldTerminal(io.StringIO):
+    """A stream whose writer waits until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_writer, self.let_go = threading.Event(), threading.Event()
+
+    def write(self, text: str) -> int:
+        self.has_writer.set()
+        assert self.let_go.wait(60)
+        return super().write(text)
+
+
+def test_whoever_logs_never_waits_for_whoever_reads_and_the_next_line_tells_what_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.logs._MOST_WAITING_LINES", 3)
+    monkeypatch.setattr("service.logs._FLUSH_SECONDS", 0.1)
+    stream, logger = HeldTerminal(), logging.Logger("service.room")
+    with contextlib.closing(build_handler(stream, "info", "text")) as handler:
+        logger.addHandler(handler)
+        logger.error("line 0")
+        assert stream.has_writer.wait(60)
+        for number in range(1, 9):
+            logger.error(f"line {number}")
+        handler.flush()
+        assert stream.getvalue() == ""
+        stream.let_go.set()
+        monkeypatch.setattr("service.logs._FLUSH_SECONDS", 60)
+        handler.flush()
+        logger.error("line 9")
+        logger.error("line 10")
+        handler.flush()
+    told = [line.partition("service.room: ")[2] for line in stream.getvalue().splitlines()]
+    last = "line 9 (5 lines before it were lost: nobody read them)"
+    assert told == ["line 0", "line 1", "line 2", "line 3", last, "line 10"]
 
 
 @contextmanager

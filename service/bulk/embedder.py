@@ -6,7 +6,6 @@ know of files or Ray.
 
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -59,5 +58,5 @@ class Embedder:
             known_embedding(self._pipelines)
         except StartupFault as fault:
             logger.critical("this worker can embed nothing any more, and ends: %s", fault)
-            sys.stderr.flush()
+            logging.shutdown()
             os._exit(1)  # an exception would fail the chunk, and leave the next one to a broken device
