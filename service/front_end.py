@@ -25,6 +25,7 @@ from service.heartbeat import Heartbeat
 from service.local_client import LocalClient
 from service.metrics import Metrics
 from service.pipeline import Embedding, Pipeline
+from service.ports import check_ports_are_free
 from service.pytriton_compat.triton import Access, SupervisedTriton
 from service.settings import Settings
 from service.watchdog import Watchdog
@@ -33,7 +34,7 @@ from service.workspace import new_workspace
 logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.5
-_IDLE_SECONDS = 5.0
+_IDLE_SECONDS = 8.0
 _STUB_SPARE_BYTES = 2**28
 _JSON_REQUEST = (
     '{"inputs":[{"name":"INPUT_IMAGE","shape":[1,1],"datatype":"BYTES","data":["&"]}],'
@@ -66,19 +67,21 @@ class Parts(NamedTuple):
     heartbeat: Heartbeat
 
 
-def serve_by_triton(parts: Parts, shutdown: threading.Event) -> None:
-    """Start a tritonserver, serve until `shutdown`, and answer what is in flight.
+def serve_by_triton(parts: Parts, shutdown: threading.Event, start_seconds: float) -> None:
+    """Start a tritonserver within so many seconds, serve until `shutdown`, and answer what is in flight.
 
     Raises:
         StartupFault: it cannot start.
         TritonFailure: it has failed; nothing of it is left.
         ServiceFailure: another part has failed.
     """
+    # Triton itself notices a taken port only after two minutes.
+    check_ports_are_free(parts.settings.host, _front_ports(parts.settings))
     with contextlib.ExitStack() as stack:
         triton = _build_triton(parts, stack.enter_context(new_workspace()))
         stack.callback(triton.stop)
         _bind_models(triton, parts)
-        if not triton.start(shutdown):
+        if not triton.start(shutdown, start_seconds):
             return
         _announce(parts)
         images = _lanes(parts) * parts.settings.max_batch_size
@@ -92,6 +95,11 @@ def _defaults(settings: Settings) -> dict[str, str]:
     """What becomes of requests without parameters, for clients that send none."""
     names = ("default_base64_encoded", "default_normalize")
     return {name: str(getattr(settings, name)).lower() for name in names}
+
+
+def _front_ports(settings: Settings) -> dict[str, int]:
+    """Those where tritonserver listens for clients."""
+    return {name: port for name, port in settings.ports.items() if name != "metrics_port"}
 
 
 def _build_triton(parts: Parts, workspace: Path) -> SupervisedTriton:

@@ -1,4 +1,4 @@
-"""TCP ports that something of ours is to listen on later.
+"""TCP ports that something of ours is to listen on later: are they free, and which are.
 
 It must not know what listens there.
 """
@@ -6,7 +6,7 @@ It must not know what listens there.
 import contextlib
 import os
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from service.errors import StartupFault
 
@@ -16,6 +16,24 @@ _PORTS = range(20_000, 30_000)
 _TRIES = 100
 # Services that start at the same time look in different places: nothing listens yet on what each has found.
 _PLACE = 8
+
+
+def check_ports_are_free(host: str, ports: Mapping[str, int]) -> None:
+    """Look at those ports of the address `host`, each by the name of its setting.
+
+    Raises:
+        StartupFault: one of them is taken, or is not for us.
+    """
+    for name, port in ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                option = name.replace("_", "-")
+                raise StartupFault(
+                    f"cannot listen on {host}:{port} ({error.strerror}); change --host or --{option}"
+                ) from error
 
 
 def free_ports(count: int, taken: Collection[int] = ()) -> list[int]:

@@ -7,7 +7,6 @@ look into images, tensors or requests.
 import contextlib
 import logging
 import signal
-import socket
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +17,12 @@ from service.access import GrpcTls, bearer, check_tls, read_token
 from service.assembly import build_pipelines, known_embedding, load_encoders
 from service.cores import Cores
 from service.encoder import Encoder
-from service.errors import ServiceFailure, StartupFault
+from service.errors import ServiceFailure
 from service.front_end import Parts, serve_by_triton
 from service.heartbeat import Heartbeat
 from service.local_client import LocalClient
 from service.metrics import Metrics, metrics_endpoint
-from service.ports import free_ports
+from service.ports import check_ports_are_free, free_ports
 from service.pytriton_compat.triton import Access, TritonFailure
 from service.restarts import Restarts
 from service.settings import Settings
@@ -34,6 +33,9 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # What ends one tritonserver after another is for a supervisor, and for an alert, to know.
 _MOST_RESTARTS = 5
 _RESTARTS_SECONDS = 600.0
+_PAUSE_SECONDS = 1.0  # longer before each: what keeps one from its start may pass
+_START_SECONDS = 300.0
+_RESTART_SECONDS = 60.0  # its files have been read before
 
 
 def serve(settings: Settings) -> None:
@@ -43,7 +45,7 @@ def serve(settings: Settings) -> None:
         StartupFault: the service cannot start; the message says what to change.
         ServiceFailure: a part of the running service has failed for good, or accepted requests could not be answered.
     """
-    _check_ports_are_free(settings)
+    check_ports_are_free(settings.host, settings.ports)
     access = _read_access(settings)
     cores, metrics = Cores(settings.cpu_threads), Metrics()
     preprocessor, encoders, digest = load_encoders(settings, cores, metrics)
@@ -76,31 +78,21 @@ def _serve(parts: Parts, shutdown: threading.Event) -> None:
     restarts = Restarts(_MOST_RESTARTS, _RESTARTS_SECONDS)
     while True:
         try:
-            return serve_by_triton(parts, shutdown)
-        except TritonFailure as failure:
-            if shutdown.is_set() or not restarts.allow():
-                raise
-            logger.error("%s; starting it anew", failure)
-            parts.metrics.triton_restarted()
+            return serve_by_triton(parts, shutdown, _RESTART_SECONDS if restarts.count else _START_SECONDS)
         except Exception as error:
-            if isinstance(error, ServiceFailure) or not restarts.count:
-                raise
-            # Whatever keeps another one from its start: a taken port, a full disk, no room for a process.
-            raise ServiceFailure(f"tritonserver could not be started anew: {error}") from error
+            failure = _failure(error, restarts.count > 0)
+        if not isinstance(failure, TritonFailure) or shutdown.is_set() or not restarts.allow():
+            raise failure
+        logger.error("%s; starting it anew", failure)
+        parts.metrics.triton_restarted()
+        shutdown.wait(_PAUSE_SECONDS * (restarts.count - 1))
 
 
-def _check_ports_are_free(settings: Settings) -> None:
-    """Triton itself notices a taken port only after two minutes."""
-    for name, port in settings.ports.items():
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((settings.host, port))
-            except OSError as error:
-                option = name.replace("_", "-")
-                raise StartupFault(
-                    f"cannot listen on {settings.host}:{port} ({error.strerror}); change --host or --{option}"
-                ) from error
+def _failure(error: Exception, is_restart: bool) -> Exception:
+    """What one tritonserver's end is: whatever keeps another from its start, as a full disk, is a failure of that."""
+    if is_restart and not isinstance(error, ServiceFailure):
+        return TritonFailure(f"tritonserver could not be started: {error}")
+    return error
 
 
 def _read_access(settings: Settings) -> Access:

@@ -16,7 +16,7 @@ ALLOWED = {
     },
     "front_end": {
         "settings", "assembly", "encoder", "pipeline", "endpoint", "pytriton_compat", "metrics", "canary", "heartbeat",
-        "local_client", "watchdog", "workspace",
+        "local_client", "ports", "watchdog", "workspace",
     },
     "bulk": {
         "bulk", "client", "settings", "assembly", "pipeline", "encoder", "errors", "cores", "environment", "logs",

@@ -13,7 +13,7 @@ from service.pytriton_compat.triton import TritonFailure
 
 DIED = TritonFailure("it has died")
 CANNOT_START = StartupFault("it cannot start")
-NOT_ANEW = ServiceFailure("tritonserver could not be started anew: it cannot start")
+NOT_ANEW = TritonFailure("tritonserver could not be started: it cannot start")
 
 
 def _serve(monkeypatch: pytest.MonkeyPatch, ends: list[Exception | None], shutdown: bool = False) -> Metrics:
@@ -27,6 +27,7 @@ def _serve(monkeypatch: pytest.MonkeyPatch, ends: list[Exception | None], shutdo
         if (end := next(left)) is not None:
             raise end
 
+    monkeypatch.setattr(server, "_PAUSE_SECONDS", 0)
     monkeypatch.setattr(server, "serve_by_triton", serve_by_triton)
     server._serve(parts, asked)
     assert not list(left)
@@ -34,16 +35,20 @@ def _serve(monkeypatch: pytest.MonkeyPatch, ends: list[Exception | None], shutdo
     return metrics
 
 
-def test_one_that_fails_makes_place_for_another_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    metrics = _serve(monkeypatch, [DIED, DIED, None])
+@pytest.mark.parametrize("again", [DIED, CANNOT_START, OSError("no space left")], ids=repr)
+def test_one_that_fails_makes_place_for_another_and_is_counted(
+    monkeypatch: pytest.MonkeyPatch, again: Exception
+) -> None:
+    """Also one that cannot start: the port may be free, or the disk have room, a moment later."""
+    metrics = _serve(monkeypatch, [DIED, again, None])
     assert metrics.registry.get_sample_value("embed_triton_restarts_total") == 2
 
 
 ENDS: dict[str, tuple[list[Exception | None], bool, Exception]] = {
     "the first cannot start": ([CANNOT_START], False, CANNOT_START),
     # Lanes may be inside the model by then, so it is the end of a service that was running.
-    "the second cannot start": ([DIED, CANNOT_START], False, NOT_ANEW),
-    "the disk is full at its start": ([DIED, OSError("it cannot start")], False, NOT_ANEW),
+    "no other can start": ([DIED] + [CANNOT_START] * 5, False, NOT_ANEW),
+    "the disk is full from then on": ([DIED] + [OSError("it cannot start")] * 5, False, NOT_ANEW),
     "it fails while the service ends": ([DIED], True, DIED),
     "another part fails": ([ServiceFailure("the encoder")], False, ServiceFailure("the encoder")),
     "one after another fails": ([DIED] * 6, False, DIED),

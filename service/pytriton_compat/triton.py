@@ -42,14 +42,14 @@ _STUB_FILES = {
     "fault_wire.py": "fault_wire.py",
     "pulse.py": "pulse.py",
 }
-_START_SECONDS = 300.0
 # What tritonclient raises; of a server that ends while it is asked, what the HTTP library beneath makes of it.
 _UNANSWERED = (OSError, http.client.HTTPException, InferenceServerException)
 _MAX_SOCKET_PATH = 107  # of Linux, in bytes; a longer one would show only as a start that never ends
 _DRAIN_SECONDS = 120.0
 _POLL_SECONDS = 0.05
 _END_SECONDS = 5.0  # of a process that has been told to end
-_METRICS_SECONDS = 2.0
+_ANSWER_SECONDS = 2.0
+_LIFE_SECONDS = 10.0
 _WAITING = re.compile(rb"^nv_inference_pending_request_count\{.*\} (\d+)$", re.MULTILINE)
 _STUB_MEBIBYTES = 4  # that a stub takes of it before its first request
 _HEAPS = {
@@ -118,8 +118,10 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             verbose: log Triton's own information, too, not only its warnings and errors.
         """
         self._folder = workspace
+        self._unloadable = workspace / "draining"
         self._access = access
-        self._metrics = LocalClient("127.0.0.1", config.metrics_port) if config.allow_metrics else None
+        self._health = LocalClient(config.http_address, config.http_port)
+        self._metrics = LocalClient(config.metrics_address, config.metrics_port) if config.allow_metrics else None
         self._stub_bytes = stub_bytes
         self._batch_strategy = find_batch_strategy()
         if self._batch_strategy is None:
@@ -180,24 +182,31 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         model._get_triton_model_config().backend_parameters = dict(parameters)
         model.generate_model(self._workspace.model_store_path)
 
-    def start(self, interrupted: threading.Event) -> bool:
-        """Start tritonserver, wait until every model answers, and take note of its processes.
+    def start(self, interrupted: threading.Event, seconds: float) -> bool:
+        """Start tritonserver, wait until every model answers, for so many seconds, and take note of its processes.
 
         Returns whether it is ready, False when `interrupted` was set before.
 
         Raises:
+            OSError: there is no room for a file.
             StartupFault: tritonserver ended, was not ready in time, or would lack shared memory.
         """
         self._check_shared_memory()
         self._offer_libpython()
+        self._unloadable.mkdir()
+        (self._unloadable / "config.pbtxt").write_text(f'name: "{self._unloadable.name}" backend: "none"')
         for name, value in _HEAPS.items():
             os.environ.setdefault(name, value)  # read by glibc at the start of a process, so not by this one
         with _stack_limit(_STACK_BYTES):
             self._run_server()
-        deadline = time.monotonic() + _START_SECONDS
-        while not self._is_ready():
-            self._check_start(deadline)
-            if interrupted.wait(_POLL_SECONDS):
+        deadline = time.monotonic() + seconds
+        while not self._answers("ready", _ANSWER_SECONDS):
+            if not self._triton_server.is_alive():
+                raise StartupFault(f"tritonserver ended while it started; its last line: {self._last_line[:500]}")
+            if time.monotonic() > deadline:
+                raise StartupFault(f"tritonserver was not ready after {seconds:.0f} s")
+            # Requests that it has accepted since are to be answered.
+            if interrupted.wait(_POLL_SECONDS) and not self._answers("ready", _ANSWER_SECONDS):
                 return False
         self._processes = self._living_processes()
         self._hide_tokens()
@@ -240,20 +249,21 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             ServiceFailure: tritonserver is gone.
         """
         self._serving = False
-        folder = self._workspace.model_store_path / "draining"
-        folder.mkdir()
-        (folder / "config.pbtxt").write_text('name: "draining" backend: "none"')
+        # Moved: by now the disk may be full.
+        model = self._unloadable.rename(self._workspace.model_store_path / self._unloadable.name)
         with self._admin_client() as client, contextlib.suppress(InferenceServerException):
-            client.load_model("draining", headers=self._headers)
+            client.load_model(model.name, headers=self._headers)
 
     def drain(self, idle_seconds: float) -> None:
         """Refuse new requests, then wait until everything accepted is answered. Call `report_not_ready()` before.
 
         Args:
-            idle_seconds: longer than any request that is not answered yet can be on its way to a lane.
+            idle_seconds: longer than any request that is not answered yet can be on its way to a lane, and than a stub
+                that hangs goes unnoticed.
 
         Raises:
-            ServiceFailure: tritonserver is gone, or requests were still in flight after the time allowed.
+            ServiceFailure: tritonserver is gone, it or a stub hangs, or requests were still in flight after the time
+                allowed.
         """
         with self._admin_client() as client:
             for model in reversed(list(self._model_manager.models)):
@@ -271,7 +281,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         left = f"{sum(lane.in_the_works for lane, _ in self._lanes)} requests in the works"
         if self._metrics:
             with contextlib.suppress(OSError, http.client.HTTPException):
-                _, metrics = self._metrics.get("/metrics", _METRICS_SECONDS)
+                _, metrics = self._metrics.get("/metrics", _ANSWER_SECONDS)
                 left += f", {sum(map(int, _WAITING.findall(metrics)))} waiting for a batch"
         return left
 
@@ -285,6 +295,8 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         _, left = psutil.wait_procs(self._processes[1:], timeout=idle_seconds)
         if _has_died(self._processes[0]):
             raise ServiceFailure("tritonserver has died before everything accepted was answered")
+        if left and (any(pulse.fell_silent for _, pulse in self._lanes) or not self._answers("live", _LIFE_SECONDS)):
+            raise ServiceFailure("tritonserver or a stub hangs before everything accepted was answered")
         return not left or not (self.is_working or self.batches > before)
 
     def stop(self) -> bool:
@@ -385,12 +397,12 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         link_libpython(Path(get_stub_path(version)), folder)
         os.environ["LD_LIBRARY_PATH"] = ":".join(filter(None, (str(folder), _LIBRARY_PATH)))
 
-    def _is_ready(self) -> bool:
-        with contextlib.closing(create_client_from_url(self._url)) as client:
-            try:
-                return bool(client.is_server_ready(headers=self._headers))
-            except _UNANSWERED:
-                return False
+    def _answers(self, health: str, seconds: float) -> bool:
+        """Whether tritonserver says within so many seconds that it is `live` or `ready`."""
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            status, _ = self._health.get(f"/v2/health/{health}", seconds)
+            return status == 200
+        return False
 
     def _check_shared_memory(self) -> None:
         """Find out before Triton does, which says only that it failed to load its models."""
@@ -400,12 +412,6 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
                 f"{SHARED_MEMORY} has {free} MiB free, the start takes {needed} and large images more;"
                 " make it larger (of a container: --shm-size 1g) or --lanes fewer"
             )
-
-    def _check_start(self, deadline: float) -> None:
-        if not self._triton_server.is_alive():
-            raise StartupFault(f"tritonserver ended while it started; its last line: {self._last_line[:500]}")
-        if time.monotonic() > deadline:
-            raise StartupFault(f"tritonserver was not ready after {_START_SECONDS:.0f} s")
 
 
 def find_batch_strategy() -> Path | None:

@@ -1,5 +1,6 @@
 """`python -m service` with an encoder or decoder that fails on demand: in the way that the file SABOTAGE then says."""
 
+import contextlib
 import os
 import sys
 import threading
@@ -28,10 +29,24 @@ def sabotaged_decode(self: Decoder, data: bytes) -> DecodedImage:
     return decode(self, data)
 
 
+def _hold_stderr() -> None:
+    """Have it block whoever writes one more byte."""
+    _, full = os.pipe()
+    os.set_blocking(full, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(full, b"x")
+    os.set_blocking(full, True)
+    os.dup2(full, sys.stderr.fileno())
+
+
 def sabotaged(self: Encoder, images: torch.Tensor) -> torch.Tensor:
     """The batch's embeddings, until the file is there."""
     while (how := _sabotage()) == "hangs":
         time.sleep(0.05)
+    if how == "has a log that nobody reads":
+        _hold_stderr()
+        SABOTAGE.unlink()
     if how == "raises":
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
     if how == "is out of memory":

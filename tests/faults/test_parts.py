@@ -17,8 +17,9 @@ import psutil
 import pytest
 import requests
 
-from tests.integration.clients import HUGE_SHAPE
+from tests.integration.clients import HUGE_SHAPE, post_raw
 from tests.integration.load import Sent, load
+from tests.integration.reference import photographs
 from tests.integration.service_process import ServiceProcess, service, wait_for
 
 # Hurts a service; the file is what `sabotaged` reads.
@@ -71,11 +72,7 @@ class Result:
 
 
 def _signal(part: str, number: signal.Signals) -> Hurt:
-    def hurt(running: ServiceProcess, file: Path) -> None:
-        parts = (each for each in running.family()[1:] if any(part in word for word in each.cmdline()))
-        next(parts).send_signal(number)
-
-    return hurt
+    return lambda running, _: running.part(part).send_signal(number)
 
 
 def _sabotage(how: str) -> Hurt:
@@ -179,7 +176,7 @@ def _wait_until_healed(running: ServiceProcess, account: list[Sent]) -> float:
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Future[Result]]:
     """All faults that are asked for, a few services at a time: most of a fault's time is spent waiting."""
     tests = (item for item in request.session.items if isinstance(item, pytest.Function) and item.path == request.path)
-    names = [str(test.callspec.params["name"]) for test in tests]
+    names = [str(test.callspec.params["name"]) for test in tests if hasattr(test, "callspec")]
     with ThreadPoolExecutor(AT_A_TIME) as threads:
         futures = {name: threads.submit(_bring_about, FAULTS[name], tmp_path_factory.mktemp("fault")) for name in names}
     return futures
@@ -203,3 +200,19 @@ def test_a_service_that_cannot_answer_does_not_look_ready_and_heals_or_ends(
     assert {"right", "no connection"} <= outcomes
     if result.healed_at is not None:
         assert {sent.outcome for sent in _sent_since(result.healed_at, result.account)} == {"right"}
+
+
+def test_a_service_whose_log_nobody_reads_goes_on(tmp_path: Path) -> None:
+    """As where a terminal is held: it answers what it has to log, heals, and ends."""
+    file = tmp_path / "sabotage"
+    environment = {"SABOTAGE": str(file)}
+    with service(tmp_path, module="tests.faults.sabotaged", environment=environment) as running:
+        file.write_text("has a log that nobody reads")
+        assert post_raw(running, photographs()[0]).status_code == 200
+        assert not file.exists()
+        for _ in range(3):
+            assert post_raw(running, b"no image").status_code == 400
+        running.part("bin/tritonserver").kill()
+        wait_for(lambda: "embed_triton_restarts_total 1.0" in running.metrics() and running.is_ready())
+        assert post_raw(running, photographs()[0]).status_code == 200
+        assert running.stop() == 0

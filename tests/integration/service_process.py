@@ -89,6 +89,10 @@ class ServiceProcess:
         parent = psutil.Process(self.process.pid)
         return [parent, *parent.children(recursive=True)]
 
+    def part(self, word: str) -> psutil.Process:
+        """The process below the service whose command line has this word in it."""
+        return next(each for each in self.family()[1:] if any(word in argument for argument in each.cmdline()))
+
     def shared_memory(self) -> list[str]:
         """What is left of its shared memory, also when it has ended."""
         return [path.name for path in Path("/dev/shm").glob(f"embed-{self.process.pid}-*") if path.is_file()]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def test_a_signal_under_load_drops_nothing_gives_a_grace_and_leaves_nothing(
     with service(tmp_path, "--shutdown-grace-s", "5") as running, load(running, clients=16) as answers:
         wait_for(lambda: len(answers) > 100)
         family = running.family()
+        family[0].rlimit(psutil.RLIMIT_FSIZE, (0, 0))  # as where the disk is full by then
         signalled_at = time.monotonic()
         # A terminal's Ctrl-C reaches the whole process group.
         os.killpg(running.process.pid, number)
@@ -169,8 +171,16 @@ def test_what_keeps_it_from_starting_is_one_clear_line(arguments: list[str], exi
     assert "Traceback" not in result.stderr
 
 
-def _run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "service", *arguments]
+def test_what_nobody_has_foreseen_is_one_clear_line_too() -> None:
+    """As on a full disk: no file may be of more than 100 KB."""
+    off = ("--http-port", "0", "--metrics-port", "0", "--grpc-port", str(unused_port()))
+    result = _run(*off, program=("bash", "-c", 'ulimit -f 100; exec "$@"', "bash", sys.executable))
+    (line,) = (line for line in result.stderr.splitlines() if line.startswith("error: "))
+    assert result.returncode == 1 and "File too large" in line
+
+
+def _run(*arguments: str, program: Sequence[str] = (sys.executable,)) -> "subprocess.CompletedProcess[str]":
+    command = [*program, "-m", "service", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 

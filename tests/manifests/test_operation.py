@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from service.pytriton_compat.triton import _DRAIN_SECONDS, _START_SECONDS
+from service.pytriton_compat.triton import _DRAIN_SECONDS
+from service.server import _START_SECONDS
 from service.settings import Settings, load_settings
 from tests.manifests.rendering import (
     COMPONENTS,
