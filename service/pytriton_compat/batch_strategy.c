@@ -21,6 +21,8 @@ typedef struct TRITONBACKEND_Request TRITONBACKEND_Request;
 
 enum { TYPE_BYTES = 13, MEMORY_GPU = 2 };
 
+void give_back_free_memory(void);
+
 void TRITONSERVER_ErrorDelete(TRITONSERVER_Error *error);
 TRITONSERVER_Error *TRITONBACKEND_RequestInputCount(TRITONBACKEND_Request *request, uint32_t *count);
 TRITONSERVER_Error *TRITONBACKEND_RequestInputByIndex(
@@ -111,6 +113,7 @@ TRITONSERVER_Error *TRITONBACKEND_ModelBatchIncludeRequest(
 /* Triton may go on with a batch that it has handed over already, until a lane takes it, and then calls this with the
    same pointer. A new batch never has the pointer of the one before, which Triton lets go of only afterwards. */
 TRITONSERVER_Error *TRITONBACKEND_ModelBatchInitialize(const TRITONBACKEND_Batcher *batcher, void **user_pointer) {
+  give_back_free_memory();
   bool goes_on = user_pointer == current;
   may_be_filled = goes_on && (may_be_filled || included > 0);
   may_hold_a_lie = goes_on && may_hold_a_lie;
