@@ -12,9 +12,12 @@ from collections.abc import Callable, Iterator
 
 from service.errors import CorruptImage, UnsupportedFormat
 
-MAX_PARTS = 1 << 14  # boxes, extents and units of AV1
+MAX_PARTS = 1 << 14  # boxes, extents and units of AV1; frames of a track
+# That the decoder decodes before the one that is shown: a layered image has up to 3, for colour and for alpha.
+MAX_HIDDEN_FRAMES = 8
 _PATH_TO_SAMPLES = (b"trak", b"mdia", b"minf", b"stbl")
 _SEQUENCE_HEADER = 1
+_FRAMES = (3, 6)
 _LONGEST_HEADER = 512  # bytes, more than all its fields up to the size of frames can take
 
 
@@ -23,7 +26,7 @@ def largest_frame(data: bytes) -> tuple[int, int]:
 
     Raises:
         CorruptImage: its items announce more bytes than there are.
-        UnsupportedFormat: it has too many parts to be looked at.
+        UnsupportedFormat: it has too many parts to be looked at, or too many frames.
     """
     steps = iter(range(MAX_PARTS))
     streams: list[list[tuple[int, int]]] = []
@@ -32,16 +35,22 @@ def largest_frame(data: bytes) -> tuple[int, int]:
             streams += _item_extents(data, start + 4, end, steps)
         elif kind == b"moov":
             streams += _first_samples(data, start, end, steps, _PATH_TO_SAMPLES)
-    frames = [(0, 0)]
-    total = 0
+    sizes = [(0, 0)]
+    total = frames = 0
     # Equal items may share their bytes, but no two need to be read then.
-    for extents in {tuple(stream) for stream in streams}:
+    different = {tuple(stream) for stream in streams}
+    for extents in different:
         total += sum(size for _, size in extents)
         if total > len(data):
             raise CorruptImage("the AVIF's items announce more bytes than it has")
         stream = b"".join(data[start : start + size] for start, size in extents)
-        frames += [_frame_size(unit) for kind, unit in _av1_units(stream, steps) if kind == _SEQUENCE_HEADER]
-    return max(frames, key=lambda frame: frame[0] * frame[1])
+        for unit_kind, unit in _av1_units(stream, steps):
+            frames += unit_kind in _FRAMES
+            if unit_kind == _SEQUENCE_HEADER:
+                sizes.append(_frame_size(unit))
+    if frames > len(different) + MAX_HIDDEN_FRAMES:
+        raise UnsupportedFormat(f"an AVIF of more than {MAX_HIDDEN_FRAMES} hidden frames is not read; save it anew")
+    return max(sizes, key=lambda size: size[0] * size[1])
 
 
 def _count(steps: Iterator[int]) -> None:
@@ -105,16 +114,28 @@ def _first_samples(
 ) -> Iterator[list[tuple[int, int]]]:
     """Where the first frame of each track is, start and size, in the boxes that `path` leads down to."""
     places, sizes = [], []
+    chunks = samples = 0
     for kind, place, stop in _boxes(data, start, end, steps):
         entry = data[place : min(place + 16, stop)]
         if kind in path[:1]:
             yield from _first_samples(data, place, stop, steps, path[1:])
+        elif kind == b"stsc":
+            samples = max([samples, *_samples_a_chunk(data, place + 8, stop, steps)])
         elif kind in (b"stco", b"co64"):
+            chunks = max(chunks, int.from_bytes(entry[4:8], "big"))
             places.append(int.from_bytes(entry[8 : 12 if kind == b"stco" else 16], "big"))
         elif kind == b"stsz":
             sizes.append(int.from_bytes(entry[4:8], "big") or int.from_bytes(entry[12:16], "big"))
+    if chunks * samples > MAX_PARTS:
+        raise UnsupportedFormat(f"an AVIF of more than {MAX_PARTS} frames is not read; send one of them")
     for place in places:
         yield [(place, max(sizes, default=0))]
+
+
+def _samples_a_chunk(data: bytes, start: int, end: int, steps: Iterator[int]) -> Iterator[int]:
+    for entry in range(start, end - 11, 12):
+        _count(steps)
+        yield int.from_bytes(data[entry + 4 : entry + 8], "big")
 
 
 def _av1_units(stream: bytes, steps: Iterator[int]) -> Iterator[tuple[int, bytes]]:

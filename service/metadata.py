@@ -48,7 +48,9 @@ _TIFF_TYPE_SIZES = {
     1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8,
 }  # fmt: skip
 _TIFF_BYTE_TYPES = (1, 2, 6, 7)
-_STRIP_AND_TILE_TAGS = (273, 279, 324, 325)
+_TIFF_WHOLE_NUMBERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
+_STRIP_AND_TILE_SIZES = (279, 325)
+_STRIP_AND_TILE_TAGS = (273, 324, *_STRIP_AND_TILE_SIZES)
 _ORIENTATION = 0x0112
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
@@ -237,9 +239,11 @@ def _strip_gif(data: bytes) -> bytes:
 
 
 def _check_tiff(data: bytes) -> None:
-    """Look at the first directory: its tags must not hold more than the file, as those do that share their bytes."""
+    """Look at the first directory: its tags must not hold more than the file, nor may its strips or tiles: those do
+    that share their bytes.
+    """
     total = 0
-    for tag, kind, count in _tiff_tags(data):
+    for tag, kind, count, values in _tiff_tags(data):
         total += count * _TIFF_TYPE_SIZES.get(kind, 0)
         if total > len(data):
             raise CorruptImage("the TIFF's tags announce more bytes than it has")
@@ -248,20 +252,39 @@ def _check_tiff(data: bytes) -> None:
                 f"a TIFF of more than {MAX_TAG_VALUES} strips, tiles or values of a tag is not read; "
                 "save it with larger strips"
             )
+        # Some writers announce the last strip as large as the others, and one strip as large as they like.
+        if tag in _STRIP_AND_TILE_SIZES and count > 1 and sum(_tiff_numbers(data, kind, count, values)) > 2 * len(data):
+            raise CorruptImage("the TIFF's strips or tiles announce more bytes than it has")
 
 
-def _tiff_tags(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Tag, type and count of each entry of the first directory, as far as it goes."""
-    order = "<" if data[:1] == b"I" else ">"
-    header, number, entry = ("8xQ", "Q", "HHQ8x") if data[2:3] == b"+" else ("4xI", "H", "HHI4x")
+def _tiff_tags(data: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Tag, type, count and place of the values of each entry of the first directory, as far as it goes."""
+    order = _tiff_order(data)
+    header, number, entry, place = ("8xQ", "Q", "HHQ", "Q") if data[2:3] == b"+" else ("4xI", "H", "HHI", "I")
     try:
         (offset,) = struct.unpack_from(order + header, data)
-        (count,) = struct.unpack_from(order + number, data, offset)
-        start, size = offset + struct.calcsize(order + number), struct.calcsize(order + entry)
-        for place in range(start, min(start + count * size, len(data)), size):
-            yield struct.unpack_from(order + entry, data, place)
+        (entries,) = struct.unpack_from(order + number, data, offset)
+        start, size = offset + struct.calcsize(order + number), struct.calcsize(order + entry + place)
+        for position in range(start, min(start + entries * size, len(data)), size):
+            tag, kind, count = struct.unpack_from(order + entry, data, position)
+            inline = position + struct.calcsize(order + entry)
+            (elsewhere,) = struct.unpack_from(order + place, data, inline)
+            is_inline = count * _TIFF_TYPE_SIZES.get(kind, 0) <= struct.calcsize(order + place)
+            yield tag, kind, count, inline if is_inline else elsewhere
     except (struct.error, OverflowError):
         return
+
+
+def _tiff_numbers(data: bytes, kind: int, count: int, place: int) -> Sequence[int]:
+    """So many whole numbers of that type; none where they are not there."""
+    try:
+        return struct.unpack_from(f"{_tiff_order(data)}{count}{_TIFF_WHOLE_NUMBERS[kind]}", data, place)
+    except (KeyError, struct.error, OverflowError):
+        return ()
+
+
+def _tiff_order(data: bytes) -> str:
+    return "<" if data[:1] == b"I" else ">"
 
 
 def _exif_orientation(exif: bytes) -> tuple[bool, int | None]:

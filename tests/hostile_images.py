@@ -4,10 +4,12 @@
 the default limit of pixels, but for the frame within an AVIF. The name says what the file holds too much of.
 """
 
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterable
 
+import numpy as np
 from PIL import Image
 
 from tests.images import encode, picture, png_chunk, png_header
@@ -192,6 +194,16 @@ def tiff_of_strips(number: int, compression: int = 1, kind: int = 4, width: int 
     return tiff(tags, bytes(2 * number * _TYPE_SIZES[kind]))
 
 
+def _tiff_of_shared_strips(number: int) -> bytes:
+    """Each is the whole file, with its bits to be turned around, and only its first bytes become pixels."""
+    size = 2**20
+    tags = [*gray_tags(1, number, 32773), (266, 3, 1, 2), (278, 4, 1, 1)]
+    places = 8 + 2 + (len(tags) + 2) * 12 + 4
+    tags += [(273, 4, number, places), (279, 4, number, places + 4 * number)]
+    values = struct.pack("<I", 0) * number + struct.pack("<I", size) * number
+    return tiff(tags, values).ljust(size, b"\0")
+
+
 def _tiff_pages(number: int) -> bytes:
     return encode(
         Image.fromarray(picture(20, 10)), "TIFF", save_all=True,
@@ -223,6 +235,16 @@ def lying_avif(frame: int, said: int, mode: str = "L", **options: object) -> byt
             struct.pack(">II", frame * unit, frame * unit), struct.pack(">II", said * unit, said * unit)
         )
     return data
+
+
+def _avif_of_samples(number: int) -> bytes:
+    """A film whose tables say that it has so many frames, of a byte each."""
+    frames = [Image.fromarray(np.dstack([picture(16, 16), picture(16, 16)[..., 0]])) for _ in range(3)]
+    data = bytearray(encode(frames[0], "AVIF", save_all=True, append_images=frames[1:]))
+    for kind, place, numbers in ((b"stsz", 8, (1, number)), (b"stsc", 16, (number,)), (b"stts", 12, (number,))):
+        for match in re.finditer(kind, bytes(data)):
+            struct.pack_into(f">{len(numbers)}I", data, match.start() + place, *numbers)
+    return bytes(data) + struct.pack(">I4s", 8 + number, b"free") + bytes(number)
 
 
 def _avif_with_exif(content: bytes) -> bytes:
@@ -331,6 +353,7 @@ _MAKERS: dict[str, Callable[[], bytes]] = {
     "tiff of strips": lambda: tiff_of_strips(3_000_000),
     "tiff of as many strips as are read": lambda: tiff_of_strips(65_536),
     "tiff of as many rows as are read": lambda: tiff_of_strips(65_535, width=700, height=65_535),
+    "tiff of strips that share their bytes": lambda: _tiff_of_shared_strips(65_535),
     "tiff of two readings": lambda: _tiff_of_two_readings(),
     "tiff of strips in bytes": lambda: tiff_of_strips(14_000_000, kind=1),
     "tiff of compressed strips": lambda: tiff_of_strips(3_000_000, 8),
@@ -343,6 +366,7 @@ _MAKERS: dict[str, Callable[[], bytes]] = {
     "tiff of pages": lambda: _tiff_pages(2000),
     "avif of exif signatures": lambda: _avif_with_exif(b"Exif\0\0" * (MANY // 6)),
     "avif of a frame far larger than it says": lambda: lying_avif(16_000, 64),
+    "avif of a film's tables": lambda: _avif_of_samples(2_500_000),
     "avif of a small frame": lambda: lying_avif(64, 7000),
     "avif of exif tags that overlap": lambda: _avif_with_exif(exif(*overlapping_tags(1000, 10**6), size=2 * 10**6)[6:]),
 }  # fmt: skip

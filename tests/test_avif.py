@@ -6,7 +6,7 @@ import struct
 import pytest
 from PIL import Image
 
-from service.avif import MAX_PARTS, largest_frame
+from service.avif import MAX_HIDDEN_FRAMES, MAX_PARTS, largest_frame
 from service.decode import Decoder
 from service.errors import CorruptImage, TooManyPixels, UnsupportedFormat
 from tests.hostile_images import lying_avif
@@ -70,3 +70,11 @@ def test_an_avif_of_too_many_deep_or_overlapping_pieces_does_no_harm() -> None:
     whole = _avif_of(_av1_unit(""), b"")
     with pytest.raises(CorruptImage, match="more bytes"):
         largest_frame(whole.replace(struct.pack(">II", 0, 106), struct.pack(">II", 0, 10**6)))
+
+
+def test_hidden_frames_are_few() -> None:
+    """Each may be of 50 megapixels and a hundred bytes, and the decoder lets no other thread run meanwhile."""
+    header, frame, shown_again = _av1_unit(SEQUENCE_HEADERS["reduced"] + SIZE), b"\x32\x01\0", b"\x1a\x01\x80"
+    assert largest_frame(_avif_of(header, frame * MAX_HIDDEN_FRAMES, shown_again)) == (640, 480)
+    with pytest.raises(UnsupportedFormat, match="more than 8 hidden frames"):
+        largest_frame(_avif_of(header, frame * (MAX_HIDDEN_FRAMES + 1), shown_again))
