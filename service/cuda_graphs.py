@@ -22,11 +22,13 @@ class CudaGraphs:
         self._input = image.expand(most, *image.shape).contiguous()
         self._recordings: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         pool = torch.cuda.graph_pool_handle()
+        # The one that torch takes by itself is of the device that was recorded on first, and no other's kernels.
+        stream = torch.cuda.Stream(image.device)  # type: ignore[no-untyped-call]
         for size in range(most, 0, -1):
             batch = self._input[:size]
             function(batch)  # or libraries would load kernels and plan while it is recorded, which they may not
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
+            with torch.cuda.graph(graph, pool=pool, stream=stream):
                 output = function(batch)
             self._recordings[size] = graph, output
 
