@@ -13,7 +13,7 @@ from service.cache import EmbeddingCache
 from service.canary import Embed, marked_canary, same_direction
 from service.checkpoint import checkpoint_fingerprint, load_checkpoint
 from service.cores import Cores
-from service.decode import Decoder
+from service.decode import Decoder, limit_threads
 from service.encoder import Encoder, resolve_devices, resolve_dtype
 from service.errors import Fault, StartupFault
 from service.metrics import Metrics
@@ -60,6 +60,7 @@ def build_pipelines(
     metrics: Metrics,
 ) -> list[Pipeline]:
     """A pipeline for each encoder; they share the cores and the cache."""
+    limit_threads(cores.count)
     decoder = Decoder(
         settings.max_image_bytes,
         settings.max_image_pixels,

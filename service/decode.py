@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pybase64
 import simplejpeg
-from PIL import Image, ImageFile, TiffImagePlugin, TiffTags, _imaging
+from PIL import AvifImagePlugin, Image, ImageFile, TiffImagePlugin, TiffTags, _imaging
 
 from service import metadata
 from service.errors import (
@@ -51,6 +51,8 @@ _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _UNSCALED_MODES = ("I", "F")
 # What Pillow multiplies the samples of a gray PNG by that have 2 or 4 bits.
 _GRAY_STEPS = {"L;2": 85, "L;4": 17}
+# How Pillow's complaints begin on a sound header of an image that it cannot read.
+_OF_UNKNOWN_KIND = ("unknown pixel mode", "cannot handle")
 _LOOKS_LIKE_BASE64 = re.compile(rb"[A-Za-z0-9+/\-_]{16}|data:")
 
 
@@ -158,7 +160,7 @@ class Decoder:
         for width, height in (image.size, _tile_size(image), frame):
             self._check_size(width, height)
         if image.mode in _UNSCALED_MODES:
-            raise UnsupportedFormat(f"{image.format} of 32 bits a sample is not read; send 8 or 16 bits")
+            raise UnsupportedFormat(f"{image.format} of 32 bits a sample, or signed, is not read; send 8 or 16 bits")
         run_lengths = any(tile.codec_name == "bmp_rle" for tile in image.tile)
         if run_lengths and (image.width * image.height > MAX_RUN_LENGTH_PIXELS or size > MAX_RUN_LENGTH_BYTES):
             raise UnsupportedFormat("a large BMP of run lengths is not read; send it uncompressed or as PNG")
@@ -199,6 +201,11 @@ class Decoder:
         return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def limit_threads(count: int) -> None:
+    """Decode an AVIF in so many threads from now on, in this process: Pillow takes one for each CPU of the machine."""
+    AvifImagePlugin.DEFAULT_MAX_THREADS = count
+
+
 def _decode_base64(text: bytes) -> bytes:
     try:
         return pybase64.b64decode(text, validate=True)
@@ -224,8 +231,13 @@ def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
     except MemoryError:
         raise
     except Exception as error:
+        name, complaint = _complaint(data)
+        if complaint.startswith(_OF_UNKNOWN_KIND):
+            raise UnsupportedFormat(
+                f"{name} of this kind is not read ({complaint}); save it as gray or RGB of 8 bits a sample"
+            ) from error
         # A known signature in front of a header that cannot be read is damage, not an unknown format.
-        if _has_known_signature(data):
+        if name:
             raise CorruptImage("the image is truncated or corrupt in its header") from error
         hint = ""
         if _LOOKS_LIKE_BASE64.match(data):
@@ -233,9 +245,19 @@ def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
         raise UnsupportedFormat(f"the row is none of {', '.join(FORMATS)}{hint}") from error
 
 
-def _has_known_signature(data: bytes) -> bool:
-    accepts = (Image.OPEN[name][1] for name in FORMATS if name in Image.OPEN)
-    return any(accept is not None and accept(data[:16]) is True for accept in accepts)
+def _complaint(data: bytes) -> tuple[str, str]:
+    """The format whose signature the data has, and what its reader says, which `Image.open` does not tell."""
+    for name in filter(Image.OPEN.__contains__, FORMATS):
+        read, accept = Image.OPEN[name]
+        if accept is not None and accept(data[:16]) is True:
+            try:
+                read(io.BytesIO(data), "")
+            except MemoryError:
+                raise
+            except Exception as error:
+                return name, str(error)
+            return name, ""
+    return "", ""
 
 
 def _too_many_pixels(found: str, max_pixels: int) -> TooManyPixels:

@@ -114,6 +114,13 @@ def _base64(row: Row) -> Row:
     return Row(base64.b64encode(row.data), True)
 
 
+def test_rows_without_an_image_wait_for_nobody() -> None:
+    """Not even for a core, of which there is none left here."""
+    pipeline = _pipeline(MeanColour(), Idle(), cores=1)
+    with pipeline._cores.share():
+        assert _readable(pipeline.embed([Row(b"", False), Row(b"@@@@", True)])) == [EmptyInput, InvalidBase64]
+
+
 @pytest.mark.parametrize(("workers", "cores"), [(1, 1), (1, 8), (8, 2), (8, 8)])
 def test_each_row_has_its_own_outcome_in_its_place(workers: int, cores: int) -> None:
     rows, expected = _mixed(60)

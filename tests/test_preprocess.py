@@ -248,7 +248,7 @@ def test_what_is_not_carried_out_is_refused_by_name(config: dict[str, Any], key:
 
 
 def test_a_folder_is_read_and_its_lack_is_told(tmp_path: Path) -> None:
-    for problem in (None, "{", "[1"):
+    for problem in (None, "{", "[1", "[1]"):
         if problem:
             (tmp_path / "preprocessor_config.json").write_text(problem)
         with pytest.raises(StartupFault, match=r"has no readable preprocessor_config\.json"):
