@@ -2,6 +2,7 @@
 
 import configparser
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from service.settings import Settings, load_settings
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIGS = sorted((REPOSITORY / "configs" / "settings").glob("*.toml"))
+PROXY = REPOSITORY / "configs/proxy/nginx.conf"
 UNIT = REPOSITORY / "configs" / "systemd" / "embed.service"
 INSTALLED = "/opt/embed"
 END_SECONDS = 10
@@ -228,6 +230,12 @@ def test_the_systemd_unit_starts_what_there_is_and_gives_it_time_to_drain(load: 
     settings = load(Sources("", "", arguments.replace(INSTALLED, str(REPOSITORY))))
     assert settings.host == "127.0.0.1"
     assert int(unit["Service"]["TimeoutStopSec"]) > settings.shutdown_grace_s + _DRAIN_SECONDS + END_SECONDS
+
+
+@pytest.mark.parametrize("kind", ["proxy", "grpc"])
+def test_the_proxy_waits_longer_than_a_request_for_its_batch_or_a_drain_takes(kind: str) -> None:
+    (seconds,) = re.findall(rf"^ *{kind}_read_timeout (\d+)s;$", PROXY.read_text(), re.MULTILINE)
+    assert int(seconds) > max(load_settings([]).queue_timeout_ms / 1000, _DRAIN_SECONDS) + END_SECONDS
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is missing")
