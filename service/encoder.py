@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 
@@ -125,13 +126,28 @@ class Encoder:
         logger.info("warmed up with batches of 1 to %d in %.1f s", size, time.monotonic() - started)
 
     def _warm_up_cpu(self, max_batch_size: int) -> int:
-        started = time.monotonic()
+        deadline = time.monotonic() + _CPU_WARM_UP_SECONDS
         # The very first also loads libraries and kernels, which is nothing to judge later ones by.
         for size in chain((1,), _doubling(max_batch_size)):
             self._time_batch(size)
-            if time.monotonic() - started > _CPU_WARM_UP_SECONDS:
-                break
+            if time.monotonic() > deadline:
+                return size
+        self._make_kernels(min(max_batch_size, self._most_at_once), deadline)
         return size
+
+    def _make_kernels(self, most: int, deadline: float) -> None:
+        """Run each number of images up to `most` on each share of the cores: oneDNN makes kernels for every one.
+
+        Made only when they are needed, they cost a client time, and the process grows for hours.
+        """
+        with ExitStack() as others:
+            for users in range(1, min(self.lanes, self._cores.count) + 1):
+                for size in range(1, most + 1):
+                    if time.monotonic() > deadline:
+                        return
+                    self._run_blank(size)
+                if users < self._cores.count:
+                    others.enter_context(self._cores.share())
 
     def _warm_up_cuda(self, max_batch_size: int) -> int:
         self._launcher.submit(self._record, min(max_batch_size, self._most_at_once)).result()
@@ -148,8 +164,11 @@ class Encoder:
 
     def _time_batch(self, size: int) -> None:
         started = time.monotonic()
-        self._run_batch(torch.from_numpy(self.room_for(size)).zero_())
+        self._run_blank(size)
         self.image_seconds = (time.monotonic() - started) / size
+
+    def _run_blank(self, size: int) -> None:
+        self._run_batch(torch.from_numpy(self.room_for(size)).zero_())
 
     def held_bytes(self) -> int:
         """Bytes of a CUDA device's memory that nobody else can have: tensors, recordings, and what waits for more."""

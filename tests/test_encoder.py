@@ -216,7 +216,7 @@ def test_a_cpu_has_a_lane_a_core_and_one_more(around: Callable[..., Encoder], co
     ("largest", "seconds", "batches"),
     [(1, 5.0, [1, 1]), (3, 5.0, [1, 1, 2, 3]), (4, 5.0, [1, 1, 2, 4]), (4, -1.0, [1])],
 )
-def test_warming_up_ends_with_the_largest_batch_or_when_it_gets_long(
+def test_warming_up_meets_every_number_of_images_and_of_threads_or_ends_when_it_gets_long(
     around: Callable[..., Encoder],
     monkeypatch: pytest.MonkeyPatch,
     largest: int,
@@ -224,9 +224,12 @@ def test_warming_up_ends_with_the_largest_batch_or_when_it_gets_long(
     batches: list[int],
 ) -> None:
     monkeypatch.setattr(encoder_room, "_CPU_WARM_UP_SECONDS", seconds)
-    seen: list[int] = []
-    around(_Tower(lambda pixel_values: seen.append(len(pixel_values)))).warm_up(largest)
-    assert seen == batches
+    seen: list[tuple[int, int]] = []
+    around(_Tower(lambda batch: seen.append((len(batch), torch.get_num_threads()))), cores=2).warm_up(largest)
+    # First what tells how long the largest takes.
+    first, then = seen[: len(batches)], seen[len(batches) :]
+    assert first == [(images, 2) for images in batches]
+    assert then == [(images, threads) for threads in (2, 1) for images in range(1, largest + 1) if seconds > 0]
 
 
 def test_a_batch_that_does_not_fit_is_told_at_the_start(around: Callable[..., Encoder]) -> None:
