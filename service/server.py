@@ -33,7 +33,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # What ends one tritonserver after another is for a supervisor, and for an alert, to know.
 _MOST_RESTARTS = 5
 _RESTARTS_SECONDS = 600.0
-_PAUSE_SECONDS = 1.0  # longer before each: what keeps one from its start may pass
+_PAUSE_SECONDS = 2.0  # what keeps one from its start may pass
 _START_SECONDS = 300.0
 _RESTART_SECONDS = 60.0  # its files have been read before
 
@@ -81,11 +81,12 @@ def _serve(parts: Parts, shutdown: threading.Event) -> None:
             return serve_by_triton(parts, shutdown, _RESTART_SECONDS if restarts.count else _START_SECONDS)
         except Exception as error:
             failure = _failure(error, restarts.count > 0)
+            pause = 0.0 if failure is error else _PAUSE_SECONDS
         if not isinstance(failure, TritonFailure) or shutdown.is_set() or not restarts.allow():
             raise failure
         logger.error("%s; starting it anew", failure)
         parts.metrics.triton_restarted()
-        shutdown.wait(_PAUSE_SECONDS * (restarts.count - 1))
+        shutdown.wait(pause)
 
 
 def _failure(error: Exception, is_restart: bool) -> Exception:
