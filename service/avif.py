@@ -8,12 +8,13 @@ Source: ISO/IEC 14496-12 (boxes), 23008-12 (items), and sections 5.3 to 5.5 of t
 
 import io
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from service.errors import CorruptImage, UnsupportedFormat
 
 MAX_PARTS = 1 << 14  # boxes, extents and units of AV1; frames of a track
-# That the decoder decodes before the one that is shown: a layered image has up to 3, for colour and for alpha.
+# Which are decoded before the one that is shown: a layered image has up to 3, for colour and for alpha.
 MAX_HIDDEN_FRAMES = 8
 _PATH_TO_SAMPLES = (b"trak", b"mdia", b"minf", b"stbl")
 _SEQUENCE_HEADER = 1
@@ -36,19 +37,17 @@ def largest_frame(data: bytes) -> tuple[int, int]:
         elif kind == b"moov":
             streams += _first_samples(data, start, end, steps, _PATH_TO_SAMPLES)
     sizes = [(0, 0)]
-    total = frames = 0
+    total = hidden = 0
     # Equal items may share their bytes, but no two need to be read then.
-    different = {tuple(stream) for stream in streams}
-    for extents in different:
+    for extents, times in Counter(map(tuple, streams)).items():
         total += sum(size for _, size in extents)
         if total > len(data):
             raise CorruptImage("the AVIF's items announce more bytes than it has")
         stream = b"".join(data[start : start + size] for start, size in extents)
-        for unit_kind, unit in _av1_units(stream, steps):
-            frames += unit_kind in _FRAMES
-            if unit_kind == _SEQUENCE_HEADER:
-                sizes.append(_frame_size(unit))
-    if frames > len(different) + MAX_HIDDEN_FRAMES:
+        units = list(_av1_units(stream, steps))
+        sizes += [_frame_size(unit) for unit_kind, unit in units if unit_kind == _SEQUENCE_HEADER]
+        hidden += times * max(0, sum(unit_kind in _FRAMES for unit_kind, _ in units) - 1)
+    if hidden > MAX_HIDDEN_FRAMES:
         raise UnsupportedFormat(f"an AVIF of more than {MAX_HIDDEN_FRAMES} hidden frames is not read; save it anew")
     return max(sizes, key=lambda size: size[0] * size[1])
 

@@ -58,13 +58,13 @@ class Parameters:
             InvalidParameter: an unknown name, or a value of another type.
             UnknownModel: `embed_model` is not served here.
         """
-        merged: dict[str, Any] = {**vars(self), **request.parameters}
-        for name, value in merged.items():
+        for name, value in request.parameters.items():
             if name not in vars(self):
                 raise InvalidParameter(f"there is no parameter {name!r:.100}; known are {', '.join(vars(self))}")
             expected = type(vars(self)[name])
             if type(value) is not expected:
                 raise InvalidParameter(f"{name} must be of type {expected.__name__}, not {value!r:.100}")
+        merged: dict[str, Any] = {**vars(self), **request.parameters}
         if merged["embed_model"] != self.embed_model:
             raise UnknownModel(f"there is no model {merged['embed_model']!r:.100}; served: {self.embed_model}")
         return Parameters(**merged)
