@@ -8,7 +8,6 @@ import argparse
 import os
 import shlex
 import signal
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -18,7 +17,7 @@ import pyarrow as pa
 from service.bulk.folder import Busy, Folder
 from service.bulk.plan import Chunk, Mismatch, Plan, errors_of
 from service.bulk.strikes import Strikes
-from service.client.progress import Progress
+from service.client.progress import Progress, say
 from service.client.rows import Origin, report
 from service.client.sources import LeftOut
 from service.errors import StartupFault
@@ -52,8 +51,8 @@ def main(arguments: Sequence[str]) -> int:
     except (StartupFault, Mismatch, Busy, NothingToDo, OSError, pa.ArrowException) as error:
         return _complain(error, 2)
     except KeyboardInterrupt as interrupt:
-        _say("stopped; all parts that are done are kept. To go on:")
-        _say(f"  python -m service.bulk {shlex.join(arguments)}")
+        say("stopped; all parts that are done are kept. To go on:")
+        say(f"  python -m service.bulk {shlex.join(arguments)}")
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
 
 
@@ -115,7 +114,7 @@ def _embed(options: argparse.Namespace, settings: Settings) -> int:
 def _to_do(plan: Plan, retry_failed: bool) -> list[Chunk]:
     done = {chunk for chunk, failed in plan.failed().items() if not (failed and retry_failed)}
     if done:
-        _say(f"left out, as done in earlier runs: {sum(chunk.images for chunk in done):,} images")
+        say(f"left out, as done in earlier runs: {sum(chunk.images for chunk in done):,} images")
     return [chunk for chunk in plan.chunks if chunk not in done]
 
 
@@ -134,17 +133,13 @@ def _follow(answers: Iterable[Mapping[str, int]], total: int) -> Progress:
 def _report(where: str, out: Folder, plan: Plan, progress: Progress, left_out: LeftOut) -> int:
     failed, planned = plan.failed(), sum(chunk.images for chunk in plan.chunks)
     embedded, rate = planned - sum(failed.values()), progress.done / progress.seconds
-    _say(f"{where}: {embedded:,} embeddings; in this run {progress.done:,} images, {rate:,.1f} a second")
+    say(f"{where}: {embedded:,} embeddings; in this run {progress.done:,} images, {rate:,.1f} a second")
     errors = errors_of(out, [chunk for chunk, count in failed.items() if count])
     for line in (*report(errors), *left_out.lines()):
-        _say(line)
+        say(line)
     return 1 if embedded < planned or left_out.unlisted else 0
 
 
 def _complain(error: object, exit_code: int) -> int:
-    _say(f"error: {error}")
+    say(f"error: {error}")
     return exit_code
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -7,17 +7,17 @@ as it stands, 3 when the service cannot be reached, 128 and the signal's number 
 import argparse
 import asyncio
 import contextlib
+import os
 import re
 import shlex
 import signal
-import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from service.client.job import Job, Sending, Unreachable
 from service.client.over_http import connect_http
-from service.client.progress import Progress
+from service.client.progress import Progress, say
 from service.client.results import CannotWrite, Outcomes, open_results
 from service.client.retry import GaveUp, Patience, persist
 from service.client.rows import Origin, report
@@ -78,7 +78,7 @@ def _url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in _SCHEMES or not parts.hostname:
         raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(f'{s}://HOST:PORT' for s in _SCHEMES)}")
-    return text
+    return parts._replace(scheme=parts.scheme).geturl().rstrip("/")
 
 
 def _out(text: str) -> Path:
@@ -98,16 +98,17 @@ async def _embed(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     async with _connect(options) as transport:
         served = await persist(transport.served, _FIRST_ANSWER, asyncio.Event())
         origin = Origin(served.fingerprint, options.model, str(options.normalize or served.normalize))
-        with open_results(options.out, origin, served.dimension) as results:
+        folder = str(Path(options.source).resolve()) if os.path.isdir(options.source) else ""
+        with open_results(options.out, origin, served.dimension, folder) as results:
             known = results.known(without_failed=options.retry_failed)
             if known:
-                _say(f"left out, as done in earlier runs: {len(known):,} images")
+                say(f"left out, as done in earlier runs: the {len(known):,} images of {options.out}")
             earlier, images = len(known), Images(options.source, known, options.max_image_bytes)
             sending = Sending(options.in_flight, Patience(options.timeout), options.normalize)
             job = Job(images, transport, served, results, sending)
             if number := await _run_until_signal(job):
-                _say(f"stopped after {job.progress.done:,} images, which are kept. To go on:")
-                _say(f"  python -m service.client {shlex.join(arguments)}")
+                say(f"stopped after {job.progress.done:,} images, which are kept. To go on:")
+                say(f"  python -m service.client {shlex.join(arguments)}")
                 return 128 + number
             if not earlier and not images.total:
                 raise NothingToDo(images.left_out.instead_of_images(options.source))
@@ -119,8 +120,10 @@ async def _embed(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 @contextlib.asynccontextmanager
 async def _connect(options: argparse.Namespace) -> AsyncIterator[Transport]:
     token = _read_token(options.token_file) if options.token_file else None
+    if options.key_file and not options.cert_file:
+        raise Refused("a key alone proves nothing; add --cert-file")
     access = Access(token, options.ca_file, options.cert_file, options.key_file)
-    target = (options.url.rstrip("/"), options.model, access, options.request_timeout)
+    target = (options.url, options.model, access, options.request_timeout)
     if options.url.startswith("http"):
         async with connect_http(*target) as over_http:
             yield over_http
@@ -147,7 +150,7 @@ async def _run_until_signal(job: Job) -> int | None:
         caught.append(number)
         for each in _SIGNALS:
             loop.remove_signal_handler(each)
-        _say("stopping as soon as what is in flight is answered; once more to stop at once")
+        say("stopping as soon as what is in flight is answered; once more to stop at once")
         job.stop.set()
 
     for number in _SIGNALS:
@@ -158,15 +161,11 @@ async def _run_until_signal(job: Job) -> int | None:
 
 def _report(out: Path, outcomes: Outcomes, progress: Progress, left_out: LeftOut) -> None:
     rate = progress.done / progress.seconds
-    _say(f"{out}: {outcomes.embedded:,} embeddings; in this run {progress.done:,} images, {rate:,.1f} a second")
+    say(f"{out}: {outcomes.embedded:,} embeddings; in this run {progress.done:,} images, {rate:,.1f} a second")
     for line in (*report(outcomes.errors), *left_out.lines()):
-        _say(line)
+        say(line)
 
 
 def _complain(error: object, exit_code: int) -> int:
-    _say(f"error: {error}")
+    say(f"error: {error}")
     return exit_code
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -42,7 +42,7 @@ _BALANCED = [("grpc.lb_policy_name", "round_robin")]
 @contextlib.asynccontextmanager
 async def connect_grpc(url: str, model: str, access: Access, request_seconds: float) -> AsyncIterator["GrpcTransport"]:
     """A connection to `grpc://host:port`, or in TLS to `grpcs://host:port`."""
-    scheme, _, target = url.rstrip("/").partition("://")
+    scheme, _, target = url.partition("://")
     options = [*_UNLIMITED, *_RECONNECT, *_BALANCED]
     if scheme == "grpcs":
         channel = grpc.aio.secure_channel(target, _tls(access), options=options)
@@ -54,6 +54,8 @@ async def connect_grpc(url: str, model: str, access: Access, request_seconds: fl
 
 
 def _tls(access: Access) -> Any:
+    if access.certificate and not access.key:  # gRPC would end the process
+        raise Refused("over gRPC a certificate needs its key in a file of its own; add --key-file")
     ca, key, chain = (Path(name).read_bytes() if name else None for name in (access.ca, access.key, access.certificate))
     return grpc.ssl_channel_credentials(ca, key, chain)
 

@@ -42,7 +42,7 @@ async def connect_http(url: str, model: str, access: Access, request_seconds: fl
         headers["Authorization"] = f"Bearer {access.token}"
     connector = aiohttp.TCPConnector(limit=0, ssl=_tls(access) if url.startswith("https:") else True)
     async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
-        yield HttpTransport(session, f"{url.rstrip('/')}/v2/models/{model}", request_seconds)
+        yield HttpTransport(session, f"{url}/v2/models/{model}", request_seconds)
 
 
 def _tls(access: Access) -> ssl.SSLContext:

@@ -1,8 +1,9 @@
-"""How far a run is, on stderr: a bar on a terminal, elsewhere a line every now and then.
+"""What a run says, on stderr, and how far it is: a bar on a terminal, elsewhere a line every now and then.
 
-Comes in: what is done. Goes out: rate and time left. It must not know what an image is.
+Comes in: words, and what is done. Goes out: lines, rate and time left. It must not know what an image is.
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -10,6 +11,13 @@ import time
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 _FORMAT = "{n_fmt}/{total_fmt} images [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+
+
+def say(line: str) -> None:
+    """A line on stderr. That nobody reads it, or that there is no stderr, ends no run."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(line, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -20,7 +28,7 @@ class Progress:
         self.failed = 0
         self._started = time.monotonic()
         # On a terminal that does not know its size, a bar would be nowhere.
-        self._is_terminal = sys.stderr.isatty() and all(os.get_terminal_size(sys.stderr.fileno()))
+        self._is_terminal = bool(sys.stderr and sys.stderr.isatty() and all(os.get_terminal_size(sys.stderr.fileno())))
         # Answers come in batches, so a rate over few of them would jump.
         self._bar = tqdm(unit=" images", disable=not self._is_terminal, smoothing=0.02, dynamic_ncols=True)
 
@@ -45,7 +53,7 @@ class Progress:
             line = tqdm.format_meter(
                 self.done, total, self.seconds, unit=" images", postfix=postfix, bar_format=_FORMAT
             )
-            print(line, file=sys.stderr, flush=True)
+            say(line)
 
     def close(self) -> None:
         """Leave the bar as it is."""

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from service.client.rows import FORMAT, Origin, Row, schema_of, table_of
 
 PART_ROWS = 10_000
+_FOLDER = b"folder"
 
 
 class CannotWrite(Exception):
@@ -44,40 +45,44 @@ class Outcomes(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_results(out: Path, origin: Origin, dimension: int) -> Iterator["Results"]:
+def open_results(out: Path, origin: Origin, dimension: int, folder: str = "") -> Iterator["Results"]:
     """The results at `out`, for one run at a time, to go on from what is there.
 
+    Args:
+        folder: the path that ids are relative to; empty where they are names as they were given.
+
     Raises:
-        CannotWrite: it has another origin, or cannot be read, or another run is writing it.
+        CannotWrite: it has another origin, or ids of another folder, or cannot be read, or another run is writing it.
         OSError: as for any file.
     """
     parts = Path(f"{out}.parts")
     parts.mkdir(parents=True, exist_ok=True)
-    folder = os.open(parts, os.O_RDONLY)
+    lock = os.open(parts, os.O_RDONLY)
     try:
         try:
             # Two runs would write the same parts. The lock is gone with the process, however it ends.
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise CannotWrite(f"another run is writing {out}") from error
-        yield Results(out, parts, origin, dimension)
+        yield Results(out, parts, origin, dimension, folder)
     finally:
         with contextlib.suppress(OSError):  # not empty, or gone
             parts.rmdir()
-        os.close(folder)
+        os.close(lock)
 
 
 class Results:
     """The rows of one `--out`, of this run and of earlier ones."""
 
-    def __init__(self, out: Path, parts: Path, origin: Origin, dimension: int) -> None:
+    def __init__(self, out: Path, parts: Path, origin: Origin, dimension: int, folder: str) -> None:
         """Check what is there; raises CannotWrite."""
         self._out = out
         self._parts = parts
         self._is_npy = out.suffix == ".npy"
         self._dimension = dimension
-        self._schema = schema_of(origin, dimension)
-        self._check(origin)
+        folder = self._check(origin, folder)
+        schema = schema_of(origin, dimension)
+        self._schema = schema.with_metadata({**schema.metadata, _FOLDER: os.fsencode(folder)})
         self._next_part = 1 + max((int(part.stem) for part in self._part_files()), default=-1)
 
     def known(self, without_failed: bool) -> set[str]:
@@ -103,16 +108,22 @@ class Results:
             shutil.rmtree(self._parts)
         return outcomes
 
-    def _check(self, origin: Origin) -> None:
+    def _check(self, origin: Origin, folder: str) -> str:
+        """Raises CannotWrite where what is there does not go with it; the folder, also one that is known only there."""
         if self._is_npy and self._out.exists() and not self._part_files():
             raise CannotWrite(f"{self._out} is there, but not {self._parts} to go on from; choose another --out")
         for path in self._sources():
             try:
-                found = Origin.of(pq.read_schema(path).metadata)
+                metadata = pq.read_schema(path).metadata or {}
             except pa.ArrowException as error:
                 raise CannotWrite(f"{path} is no parquet file: {error}") from error
-            if found != origin:
+            if (found := Origin.of(metadata)) != origin:
                 raise CannotWrite(f"{path} is of {found}; now it would be {origin}; choose another --out")
+            before = os.fsdecode(metadata.get(_FOLDER, b""))
+            if before and folder and before != folder:
+                raise CannotWrite(f"{path} is of the folder {before}, and this is {folder}; choose another --out")
+            folder = folder or before
+        return folder
 
     def _part_files(self) -> list[Path]:
         return sorted(self._parts.glob("*.parquet"))
@@ -188,8 +199,11 @@ def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Let `write` make a file that appears at `path` whole or not at all."""
     # A name with a dot, which those who read all of a folder pass over.
     unfinished = path.with_name(f".{path.name}.unfinished")
-    with unfinished.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    try:
+        with unfinished.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)  # or it would keep a full disk full

@@ -7,8 +7,10 @@ One thread lists ahead, so that it is soon known how many images there are. Name
 are still to come, are held in memory.
 """
 
+import errno
 import glob
 import os
+import stat
 import sys
 import threading
 from collections import Counter
@@ -38,10 +40,12 @@ class LeftOut:
 
     Attributes:
         unlisted: folders that could not be listed, and why.
+        links: how many links to folders there are.
         others: files that have no image's name, by what their names end in.
     """
 
     unlisted: list[str] = field(default_factory=list)
+    links: int = 0
     others: Counter[str] = field(default_factory=Counter)
 
     def count(self, name: str) -> None:
@@ -52,6 +56,8 @@ class LeftOut:
         """What a report tells of it."""
         for line in self.unlisted:
             yield f"not listed: {line}"
+        if self.links:
+            yield f"links to folders, which are not followed: {self.links:,}"
         if self.others:
             kinds = [f"{suffix} {count:,}" for suffix, count in self.others.most_common(_KINDS)]
             more = ["..."] if len(self.others) > _KINDS else []
@@ -93,8 +99,7 @@ class Images:
             self._names.put(None)  # for the others that wait
             return None
         try:
-            with open(os.path.join(self._folder, name), "rb") as file:
-                data = file.read(self._max_bytes + 1)
+            data = _read(os.path.join(self._folder, name), self._max_bytes + 1)
         except (OSError, ValueError) as error:  # a ValueError: a name with a zero byte
             return Image(id_of(name), b"", f"unreadable: {getattr(error, 'strerror', None) or error}")
         if len(data) > self._max_bytes:
@@ -116,12 +121,14 @@ class Images:
                     self._known.add(image_id)
                     self._names.put(name)
                     total += 1
-        except OSError as error:
-            self.left_out.unlisted.append(f"{self._source}: {error.strerror}")
+        except Exception as error:
+            self.left_out.unlisted.append(f"{self._source}: {getattr(error, 'strerror', None) or error}")
         self.total = total
         self._names.put(None)
 
     def _listed(self) -> Iterator[str]:
+        if self._source == "-" and sys.stdin is None:
+            raise OSError(errno.EBADF, "stdin is closed")
         if self._source == "-":
             # Not sys.stdin itself, which Python locks at its end while this thread may still read.
             with open(sys.stdin.fileno(), errors="surrogateescape", newline="\n", closefd=False) as lines:
@@ -143,14 +150,26 @@ def walk(folder: str, left_out: LeftOut, below: str = "") -> Iterator[str]:
                 name = os.path.join(below, entry.name)
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(name)
-                elif entry.name.lower().endswith(SUFFIXES):
+                elif entry.is_dir():
+                    left_out.links += 1
+                # A link that leads nowhere is to be told of; what is neither, as a pipe, could be waited for for ever.
+                elif entry.name.lower().endswith(SUFFIXES) and (entry.is_file() or entry.is_symlink()):
                     yield name
-                elif entry.is_file(follow_symlinks=False):
+                else:
                     left_out.count(entry.name)
     except OSError as error:
         left_out.unlisted.append(f"{Path(folder, below)}: {error.strerror}")
     for each in folders:
         yield from walk(folder, left_out, each)
+
+
+def _read(path: str, most: int) -> bytes:
+    """So many bytes of a file at most. Whoever opens a pipe would wait for somebody to write to it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        return file.read(most)
 
 
 def id_of(name: str) -> str:

@@ -261,15 +261,77 @@ def test_files_that_are_left_out_by_their_names_are_counted(
 ) -> None:
     folder = tmp_path / "images"
     (folder / "below").mkdir(parents=True)
-    for name in ("a.HEIC", "below/b.heic", "notes"):
+    for name in ("a.HEIC", "below/b.heic", "c.heic", "notes"):
         (folder / name).touch()
     (folder / "link").symlink_to("below")
-    told = "3 files left out by their names: .heic 2, none 1\n"
+    for name in ("pipe.jpg", "below/pipe.jpg"):  # whoever opened one would wait for ever
+        os.mkfifo(folder / name)
+    links = "links to folders, which are not followed: 1"
+    told = "6 files left out by their names: .heic 3, .jpg 2, none 1\n"
     assert main(_arguments(folder, fake, out)) == 2
-    assert capsys.readouterr().err.endswith(f"error: there are no images in {folder}; {told}")
+    assert capsys.readouterr().err.endswith(f"error: there are no images in {folder}; {links}; {told}")
     (folder / "0.jpg").write_text("200 #0")
-    assert main(_arguments(folder, fake, out)) == 0
-    assert capsys.readouterr().err.endswith(f"\n{told}")
+    (folder / "to a pipe.jpg").symlink_to("pipe.jpg")
+    assert main(_arguments(folder, fake, out)) == 1
+    assert capsys.readouterr().err.endswith(f"\n{links}\n{told}")
+    assert _rows(out)["to a pipe.jpg"][1] == "unreadable: it is no regular file"
+
+
+def test_names_below_one_folder_are_not_taken_for_those_below_another(
+    fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (_images(tmp_path / name, "200") for name in ("one", "other"))
+    monkeypatch.chdir(one)
+    assert main(_arguments(".", fake, out)) == 0
+    assert main(_arguments(other, fake, out)) == 2
+    assert f"error: {out} is of the folder {one}, and this is {other}; choose another --out" in capsys.readouterr().err
+    # Names as they are given may come from anywhere; the folder is not forgotten over them.
+    assert main(_arguments(f"{other}/*.JPG", fake, out)) == 0
+    assert main(_arguments(other, fake, out)) == 2
+    assert main(_arguments(one, fake, out)) == 0
+    assert set(_rows(out)) == {"0.JPG", str(other / "0.JPG")}
+
+
+def test_results_that_do_not_say_of_which_folder_they_are_are_gone_on_from(
+    fake: FakeService, tmp_path: Path, out: Path
+) -> None:
+    """Earlier versions wrote such."""
+    images = _images(tmp_path / "images", "200")
+    assert main(_arguments(images, fake, out)) == 0
+    table = pq.read_table(out)
+    metadata = {name: value for name, value in table.schema.metadata.items() if name != b"folder"}
+    pq.write_table(table.replace_schema_metadata(metadata), out)
+    (images / "2.JPG").write_text("200 #1")
+    assert main(_arguments(images, fake, out)) == 0
+    assert len(_rows(out)) == 2
+
+
+@pytest.mark.parametrize("stderr", ["2>&-", "2> >(exec true)"])
+def test_that_nobody_reads_what_a_run_says_does_not_end_it(
+    fake: FakeService, tmp_path: Path, out: Path, stderr: str
+) -> None:
+    images = _images(tmp_path / "images", "200", "200")
+    run = ["bash", "-c", f'"$@" {stderr}', "bash", sys.executable, "-m", "service.client"]
+    run += _arguments(images, fake, out)
+    assert subprocess.run(run, cwd=REPOSITORY, check=False, timeout=60).returncode == 0
+    assert _embeddings(out) == _expected(2)
+
+
+def test_a_list_that_cannot_be_read_is_told(fake: FakeService, out: Path) -> None:
+    run = ["bash", "-c", '"$@" <&-', "bash", sys.executable, "-m", "service.client", *_arguments("-", fake, out)]
+    result = subprocess.run(run, cwd=REPOSITORY, check=False, timeout=60, capture_output=True, text=True)
+    assert (result.returncode, result.stderr.splitlines()[-1]) == (2, "error: -: stdin is closed")
+
+
+def test_a_full_disk_is_not_kept_full(
+    fake: FakeService, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    assert main(_arguments(_images(tmp_path / "images", "200"), fake, out)) == 2
+    assert not list(tmp_path.rglob("*.unfinished"))
 
 
 def test_redirections_are_not_followed_but_told(
@@ -302,7 +364,16 @@ def test_words_that_make_no_sense_and_closed_doors_are_exit_code_2(
     assert main(_arguments(tmp_path / "nowhere", fake, out)) == 2
     assert f"error: {tmp_path}/nowhere: No such file or directory" in capsys.readouterr().err
     assert main(_arguments(images, fake, out, "--token-file", str(tmp_path / "none"))) == 2
+    certificate = ["--url", "grpcs://127.0.0.1:1", "--cert-file", str(images)]
+    for half in (certificate, ["--key-file", str(images)]):
+        assert main([*_arguments(images, fake, out), *half]) == 2
     for wrong in (["--out", "x.csv"], ["--url", "localhost:8000"], ["--in-flight", "0"]):
         with pytest.raises(SystemExit, match="2"):
             main([*_arguments(images, fake, out), *wrong])
     assert sorted(tmp_path.iterdir()) == [images]
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("HTTPS://Host:1/", "https://Host:1"), ("GRPCS://h:1", "grpcs://h:1")])
+def test_an_address_means_the_same_however_it_is_typed(typed: str, meant: str) -> None:
+    """Taken by the letter, it would be spoken to in plain text, the token included."""
+    assert command._url(typed) == meant
