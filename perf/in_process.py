@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from transformers import SiglipVisionModel
 
 from perf import machine
 from service.cores import Cores
@@ -88,10 +89,18 @@ class Rooms:
         """The same on one core a call, however many calls there are."""
         return self._encoder(_OneEach())
 
+    def load(self) -> SiglipVisionModel:
+        """`transformers`' own model, in float32 on the CPU."""
+        return load_model(self._checkpoint.path, None, self._checkpoint.random_weights)
+
+    def pixel_values(self, pixels: Pixels) -> torch.Tensor:
+        """Pixels (uint8 `[N, S, S, 3]`) as the model reads them (float32 `[N, 3, S, S]`)."""
+        scale, offset = torch.tensor(self.preprocessor.scale), torch.tensor(self.preprocessor.offset)
+        return (torch.from_numpy(pixels) * scale - offset).permute(0, 3, 1, 2)
+
     def _encoder(self, cores: Cores) -> Encoder:
-        model = load_model(self._checkpoint.path, None, self._checkpoint.random_weights)
         encoder = Encoder(
-            model, self.device, self._dtype, self.preprocessor.scale, self.preprocessor.offset, cores, Metrics()
+            self.load(), self.device, self._dtype, self.preprocessor.scale, self.preprocessor.offset, cores, Metrics()
         )
         if self.device.type == "cuda":
             encoder.warm_up(load_settings([]).max_batch_size)  # which records what runs fastest

@@ -46,6 +46,9 @@ ROWS: dict[str, RowKind] = {
     "gpu-encoder": RowKind(
         "GPU, encoder", "images/s of so400m-384 by batch size, and its share of the card's peak", rooms.gpu_encoder
     ),
+    "fp8": RowKind(
+        "FP8", "cosine of embeddings with linear layers in FP8 (e4m3, emulated) with those in float32", rooms.fp8
+    ),
     "start": RowKind(
         "Start", "seconds from the command to ready, after a first start that warms caches", running.start
     ),

@@ -4,14 +4,17 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from perf import images, machine
 from perf.bench import Bench
-from perf.in_process import BASE, SO400M, Pixels, Rooms, encoding, images_per_second
+from perf.in_process import BASE, DEMO, SO400M, Pixels, Rooms, encoding, images_per_second
 from perf.samples import Figure, Findings, NotMeasured, Table
 from service.settings import load_settings
 
@@ -83,6 +86,47 @@ def _cosine_figure(rooms: Rooms, ours: Pixels, plain: Pixels) -> Figure:
     note += f"; between different photographs up to {max(others):.4f}" if others else ""
     lowest = float((left * right).sum(axis=1).min())
     return Figure("embedding cosine", "exact", [lowest], at_least=0.999, note=note)
+
+
+class _ProductsInFp8(TorchFunctionMode):
+    """Rounds what goes into linear layers: weights scaled row by row, tokens one by one, as finely as cards can."""
+
+    def __init__(self, width: int | None) -> None:
+        """Only into layers to or from so many units; None for all."""
+        super().__init__()
+        self._width = width
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is functional.linear:
+            tokens, weight, *bias = args
+            # Those of the head's one token an image cost nothing as they are.
+            if tokens.shape[-2] > 1 and (self._width is None or self._width in weight.shape):
+                args = (_in_fp8(tokens), _in_fp8(weight), *bias)
+        return function(*args, **(kwargs or {}))
+
+
+def _in_fp8(values: torch.Tensor) -> torch.Tensor:
+    scale = values.abs().amax(-1, keepdim=True).clamp_min(1e-12) / torch.finfo(torch.float8_e4m3fn).max
+    return (values / scale).to(torch.float8_e4m3fn).float() * scale
+
+
+@torch.inference_mode()
+def fp8(bench: Bench) -> Findings:
+    """Emulated in float32: whether FP8 is worth a setting is a question of its embeddings first."""
+    findings = Findings()
+    for checkpoint in (DEMO,) if bench.quick else (DEMO, SO400M):
+        rooms = Rooms(checkpoint, torch.device("cpu"), "float32")
+        pixel_values = rooms.pixel_values(_prepared(rooms, rooms.prepare, images.shipped()))
+        model = rooms.load()
+        exact = model(pixel_values).pooler_output
+        note = "random weights" if checkpoint.random_weights else "the embedded checkpoint"
+        for layers, width in (("all linear layers", None), ("MLPs", model.config.intermediate_size)):
+            with _ProductsInFp8(width):
+                rounded = model(pixel_values).pooler_output
+            lowest = float(functional.cosine_similarity(exact, rounded).min())
+            name = f"{checkpoint.name}, {layers} in FP8"
+            findings.figures.append(Figure(name, "exact", [lowest], at_least=0.999, note=note))
+    return findings
 
 
 def _unit(embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
