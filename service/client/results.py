@@ -109,7 +109,7 @@ class Results:
         return outcomes
 
     def _check(self, origin: Origin, folder: str) -> str:
-        """Raises CannotWrite where what is there does not go with it; the folder, also one that is known only there."""
+        """The folder that ids are relative to, also where only what is there tells; CannotWrite where they differ."""
         if self._is_npy and self._out.exists() and not self._part_files():
             raise CannotWrite(f"{self._out} is there, but not {self._parts} to go on from; choose another --out")
         for path in self._sources():
