@@ -126,7 +126,8 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         self._batch_strategy = find_batch_strategy()
         if self._batch_strategy is None:
             logger.warning(
-                "no C compiler was there at setup: a request that lies about a length fails all that share its batch"
+                "no C compiler was there at setup: a request that lies about a length fails all that share its batch,"
+                " and tritonserver keeps the memory that it has freed"
             )
         self._triton_server_config: TritonServerConfig
         # A local model store makes tritonserver load every model before it listens: a port that answers is a service
