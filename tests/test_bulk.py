@@ -61,8 +61,9 @@ def _work(lake: Path, out: Folder, embedder: Embedder, again: bool = False) -> l
     """Embed all chunks with a worker of its own, as Ray would deal them."""
     origin = Origin(embedder.fingerprint, "embed_image", "False")
     worker = Worker(SETTINGS, 1, Site(Folder.at(str(lake)), out, origin))
-    chunks = _plan(lake, out, origin).chunks
-    return [worker({**chunk._asdict(), "again": again}) for chunk in chunks]
+    plan = _plan(lake, out, origin)
+    todo = plan.to_do(again)
+    return [worker({**chunk._asdict(), "to_do": todo.get(chunk, 0), "again": again}) for chunk in plan.chunks]
 
 
 def _rows(out: Folder) -> dict[str, tuple[list[float], str | None]]:
@@ -195,9 +196,12 @@ def test_what_failed_is_embedded_again_on_demand_only(lake: Path, out: Folder, e
     for name, data in sound.items():
         still = _errors(out).keys()
         (lake / name).write_bytes(data)
-        _work(lake, out, embedder)
+        assert [answer["images"] for answer in _work(lake, out, embedder)] == [0, 0, 0]
         assert _errors(out).keys() == still
-        _work(lake, out, embedder, again=True)
+        # Both are in the first chunk, of which nothing else is embedded and counted.
+        answers = _work(lake, out, embedder, again=True)
+        assert [answer["images"] for answer in answers] == [len(still), 0, 0]
+        assert answers[0]["failed"] == len(still) - 1
         assert _errors(out).keys() == still - {name}
     after = _rows(out)
     assert after.keys() == before.keys() and after["4.jpg"] == before["4.jpg"]

@@ -9,7 +9,7 @@ Ray starts a worker that has died anew, and gives its chunks to the next one: ea
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import ray
@@ -98,9 +98,9 @@ def ask(settings: Settings, shares: Shares) -> Facts:
 
 
 def work(
-    chunks: Sequence[Chunk], again: bool, settings: Settings, shares: Shares, lanes: int, site: Site
+    todo: Mapping[Chunk, int], again: bool, settings: Settings, shares: Shares, lanes: int, site: Site
 ) -> Iterator[dict[str, Any]]:
-    """The workers' answers, in any order."""
+    """The workers' answers, in any order; `todo` says how many images of each chunk are to be embedded."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -108,12 +108,12 @@ def work(
     context.raise_original_map_exception = True
     context.max_consecutive_actor_init_deaths = _DEATHS_AT_START
     pool = ray.data.ActorPoolStrategy(
-        size=min(shares.workers, len(chunks)),
+        size=min(shares.workers, len(todo)),
         max_tasks_in_flight_per_actor=lanes,
         max_concurrent_calls_per_actor=lanes,
         enable_true_multi_threading=True,
     )
-    items = [{**chunk._asdict(), "again": again} for chunk in chunks]
+    items = [{**chunk._asdict(), "to_do": count, "again": again} for chunk, count in todo.items()]
     answers = ray.data.from_items(items, override_num_blocks=len(items)).map(
         Worker,  # type: ignore[arg-type]  # a class whose instances are such functions
         fn_constructor_args=(settings, shares.cpus, site),

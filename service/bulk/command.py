@@ -107,15 +107,15 @@ def _embed(options: argparse.Namespace, settings: Settings) -> int:
         Strikes(out).forget()
         todo = _to_do(plan, options.retry_failed)
         answers = work(todo, options.retry_failed, settings, shares, facts.lanes, site) if todo else ()
-        progress = _follow(answers, sum(chunk.images for chunk in todo))
+        progress = _follow(answers, sum(todo.values()))
         return _report(options.out, out, plan, progress, left_out)
 
 
-def _to_do(plan: Plan, retry_failed: bool) -> list[Chunk]:
-    done = {chunk for chunk, failed in plan.failed().items() if not (failed and retry_failed)}
-    if done:
-        say(f"left out, as done in earlier runs: {sum(chunk.images for chunk in done):,} images")
-    return [chunk for chunk in plan.chunks if chunk not in done]
+def _to_do(plan: Plan, retry_failed: bool) -> dict[Chunk, int]:
+    todo = plan.to_do(retry_failed)
+    if done := sum(chunk.images for chunk in plan.chunks) - sum(todo.values()):
+        say(f"left out, as done in earlier runs: {done:,} images")
+    return todo
 
 
 def _follow(answers: Iterable[Mapping[str, int]], total: int) -> Progress:

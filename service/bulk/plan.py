@@ -75,6 +75,12 @@ class Plan:
             counts = readers.map(lambda chunk: count_failed(self._out, chunk), chunks)
             return {chunk: count for chunk, count in zip(chunks, counts, strict=True) if count is not None}
 
+    def to_do(self, retry_failed: bool) -> dict[Chunk, int]:
+        """How many images are to be embedded, for each chunk that has such: all, or those that have failed."""
+        failed = self.failed()
+        counts = {chunk: failed.get(chunk, chunk.images) for chunk in self.chunks}
+        return {chunk: count for chunk, count in counts.items() if chunk not in failed or (count and retry_failed)}
+
     def _read(self, name: str) -> list[Chunk]:
         with self._folder.open_table(name) as plan:
             found = metadata_of(plan.schema_arrow)

@@ -76,9 +76,10 @@ class Worker:
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Write the part of the chunk in `item`; answers how many `images` it has and how many of them have `failed`.
+        """Write the part of the chunk in `item`; answers how many `images` of it are done by that, how many `failed`.
 
-        A part that is there is left as it is, but for the images that have failed if `item["again"]` says so.
+        A part that is there is left as it is, but for the images that have failed if `item["again"]` says so. How many
+        are to do is in `item["to_do"]`: who takes over from a worker that has died cannot see it.
         """
         chunk = Chunk(item["plan"], item["group"], item["images"])
         failed = count_failed(self._site.out, chunk)
@@ -86,7 +87,7 @@ class Worker:
             self._write(chunk, self._rows(chunk, names_of(self._site.out, chunk)))
         elif failed and item["again"]:
             self._write(chunk, self._rows_again(chunk))
-        return {"images": chunk.images, "failed": count_failed(self._site.out, chunk)}
+        return {"images": item["to_do"], "failed": count_failed(self._site.out, chunk)}
 
     def _write(self, chunk: Chunk, rows: pa.Table) -> None:
         self._site.out.write_table(chunk.part, rows, **FORMAT)

@@ -21,7 +21,7 @@ from service.client.progress import Progress, say
 from service.client.results import CannotWrite, Outcomes, open_results
 from service.client.retry import GaveUp, Patience, persist
 from service.client.rows import Origin, report
-from service.client.sources import Images, LeftOut
+from service.client.sources import Images, NotListed, folder_of
 from service.client.transport import Access, ImageFailed, Refused, Transport
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _parse(arguments)
     try:
         return asyncio.run(_embed(options, arguments))
-    except (NothingToDo, Refused, CannotWrite, ImageFailed, OSError) as error:
+    except (NothingToDo, NotListed, Refused, CannotWrite, ImageFailed, OSError) as error:
         return _complain(error, 2)
     except ModuleNotFoundError as error:
         return _complain(f"{error}; gRPC needs 'tritonclient[grpc]'", 2)
@@ -78,7 +78,7 @@ def _url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in _SCHEMES or not parts.hostname:
         raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(f'{s}://HOST:PORT' for s in _SCHEMES)}")
-    return parts._replace(scheme=parts.scheme).geturl().rstrip("/")
+    return parts.geturl().rstrip("/")  # the scheme in lower case
 
 
 def _out(text: str) -> Path:
@@ -98,11 +98,12 @@ async def _embed(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     async with _connect(options) as transport:
         served = await persist(transport.served, _FIRST_ANSWER, asyncio.Event())
         origin = Origin(served.fingerprint, options.model, str(options.normalize or served.normalize))
-        folder = str(Path(options.source).resolve()) if os.path.isdir(options.source) else ""
-        with open_results(options.out, origin, served.dimension, folder) as results:
+        folder = folder_of(options.source)
+        ids_below = os.path.realpath(folder) if folder else ""
+        with open_results(options.out, origin, served.dimension, ids_below) as results:
             known = results.known(without_failed=options.retry_failed)
             if known:
-                say(f"left out, as done in earlier runs: the {len(known):,} images of {options.out}")
+                say(f"going on from the {len(known):,} images that earlier runs have done")
             earlier, images = len(known), Images(options.source, known, options.max_image_bytes)
             sending = Sending(options.in_flight, Patience(options.timeout), options.normalize)
             job = Job(images, transport, served, results, sending)
@@ -110,10 +111,12 @@ async def _embed(options: argparse.Namespace, arguments: Sequence[str]) -> int:
                 say(f"stopped after {job.progress.done:,} images, which are kept. To go on:")
                 say(f"  python -m service.client {shlex.join(arguments)}")
                 return 128 + number
+            if images.failure:
+                raise images.failure
             if not earlier and not images.total:
                 raise NothingToDo(images.left_out.instead_of_images(options.source))
             outcomes = await asyncio.to_thread(results.finish)
-    _report(options.out, outcomes, job.progress, images.left_out)
+    _report(options.out, outcomes, job.progress, images)
     return 1 if outcomes.errors or images.left_out.unlisted else 0
 
 
@@ -159,10 +162,12 @@ async def _run_until_signal(job: Job) -> int | None:
     return caught[0] if caught else None
 
 
-def _report(out: Path, outcomes: Outcomes, progress: Progress, left_out: LeftOut) -> None:
+def _report(out: Path, outcomes: Outcomes, progress: Progress, images: Images) -> None:
     rate = progress.done / progress.seconds
     say(f"{out}: {outcomes.embedded:,} embeddings; in this run {progress.done:,} images, {rate:,.1f} a second")
-    for line in (*report(outcomes.errors), *left_out.lines()):
+    if images.done:
+        say(f"left out, as done in earlier runs: {images.done:,} images")
+    for line in (*report(outcomes.errors), *images.left_out.lines()):
         say(line)
 
 

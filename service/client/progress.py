@@ -7,6 +7,7 @@ import contextlib
 import os
 import sys
 import time
+from typing import Any
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -20,6 +21,21 @@ def say(line: str) -> None:
             print(line, file=sys.stderr, flush=True)
 
 
+class _Stderr:
+    """stderr as a bar takes it, with no error of its own."""
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+
 class Progress:
     """Counts images; `failed` of `done`."""
 
@@ -30,7 +46,9 @@ class Progress:
         # On a terminal that does not know its size, a bar would be nowhere.
         self._is_terminal = bool(sys.stderr and sys.stderr.isatty() and all(os.get_terminal_size(sys.stderr.fileno())))
         # Answers come in batches, so a rate over few of them would jump.
-        self._bar = tqdm(unit=" images", disable=not self._is_terminal, smoothing=0.02, dynamic_ncols=True)
+        self._bar = tqdm(
+            file=_Stderr(), unit=" images", disable=not self._is_terminal, smoothing=0.02, dynamic_ncols=True
+        )
 
     @property
     def seconds(self) -> float:

@@ -24,6 +24,12 @@ _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
 SUFFIXES = (*_JPEG, ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif")
 # Of files that are left out, the most frequent.
 _KINDS = 5
+# Where a link leads that is broken, runs in a circle, or ends in a folder where nobody may look.
+_NOTHING = 0
+
+
+class NotListed(Exception):
+    """The source cannot be listed to its end. `str(error)` is its name, and why."""
 
 
 class Image(NamedTuple):
@@ -41,11 +47,13 @@ class LeftOut:
     Attributes:
         unlisted: folders that could not be listed, and why.
         links: how many links to folders there are.
+        no_files: how many pipes, sockets and devices, and links to such.
         others: files that have no image's name, by what their names end in.
     """
 
     unlisted: list[str] = field(default_factory=list)
     links: int = 0
+    no_files: int = 0
     others: Counter[str] = field(default_factory=Counter)
 
     def count(self, name: str) -> None:
@@ -58,6 +66,8 @@ class LeftOut:
             yield f"not listed: {line}"
         if self.links:
             yield f"links to folders, which are not followed: {self.links:,}"
+        if self.no_files:
+            yield f"pipes, sockets and devices, which are not read: {self.no_files:,}"
         if self.others:
             kinds = [f"{suffix} {count:,}" for suffix, count in self.others.most_common(_KINDS)]
             more = ["..."] if len(self.others) > _KINDS else []
@@ -73,19 +83,24 @@ class Images:
 
     Attributes:
         total: how many there are to embed; None until all are listed.
+        done: how many are left out so far, as ids that are known.
+        failure: why the source cannot be listed to its end, if so.
         left_out: what else the source holds.
     """
 
     def __init__(self, source: str, known: set[str], max_bytes: int) -> None:
         """List `source`: a folder and all below it, a pattern or a file, or `-` for names on stdin, one a line.
 
-        Ids in `known` are left out; the set grows by those that are listed.
+        Ids in `known` are left out; the set loses those that are listed.
         """
         self.total: int | None = None
+        self.done = 0
+        self.failure: NotListed | None = None
         self.left_out = LeftOut()
-        self._folder = source if os.path.isdir(source) else ""
+        self._folder = folder_of(source)
         self._source = source
         self._known = known
+        self._seen = set[str]()
         self._max_bytes = max_bytes
         self._names: SimpleQueue[str | None] = SimpleQueue()
         self._closed = False
@@ -117,14 +132,25 @@ class Images:
             for name in self._listed():
                 if self._closed:
                     return
-                if (image_id := id_of(name)) not in self._known:
-                    self._known.add(image_id)
+                if self._is_to_embed(id_of(name)):
                     self._names.put(name)
                     total += 1
+            self.total = total
         except Exception as error:
-            self.left_out.unlisted.append(f"{self._source}: {getattr(error, 'strerror', None) or error}")
-        self.total = total
-        self._names.put(None)
+            self.failure = NotListed(f"{self._source}: {getattr(error, 'strerror', None) or error}")
+        finally:
+            self._names.put(None)
+
+    def _is_to_embed(self, image_id: str) -> bool:
+        """Whether it is listed for the first time, and not known."""
+        if image_id in self._seen:
+            return False
+        self._seen.add(image_id)
+        if image_id not in self._known:
+            return True
+        self._known.remove(image_id)  # one name an image in memory is enough
+        self.done += 1
+        return False
 
     def _listed(self) -> Iterator[str]:
         if self._source == "-" and sys.stdin is None:
@@ -142,7 +168,10 @@ class Images:
 
 
 def walk(folder: str, left_out: LeftOut, below: str = "") -> Iterator[str]:
-    """Names of the images `below` a folder, relative to it; links to files are followed, links to folders are not."""
+    """Names of the images `below` a folder, relative to it; links to files are followed, links to folders are not.
+
+    A link that leads nowhere counts as an image, to be told of. A pipe, which could be waited for for ever, does not.
+    """
     folders = []
     try:
         with os.scandir(os.path.join(folder, below)) as entries:
@@ -150,10 +179,11 @@ def walk(folder: str, left_out: LeftOut, below: str = "") -> Iterator[str]:
                 name = os.path.join(below, entry.name)
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(name)
-                elif entry.is_dir():
+                elif (kind := _kind(entry)) == stat.S_IFDIR:
                     left_out.links += 1
-                # A link that leads nowhere is to be told of; what is neither, as a pipe, could be waited for for ever.
-                elif entry.name.lower().endswith(SUFFIXES) and (entry.is_file() or entry.is_symlink()):
+                elif kind not in (stat.S_IFREG, _NOTHING):
+                    left_out.no_files += 1
+                elif entry.name.lower().endswith(SUFFIXES):
                     yield name
                 else:
                     left_out.count(entry.name)
@@ -161,6 +191,20 @@ def walk(folder: str, left_out: LeftOut, below: str = "") -> Iterator[str]:
         left_out.unlisted.append(f"{Path(folder, below)}: {error.strerror}")
     for each in folders:
         yield from walk(folder, left_out, each)
+
+
+def _kind(entry: os.DirEntry[str]) -> int:
+    """What an entry is, or what its link leads to: a kind of `stat`, or `_NOTHING`."""
+    try:
+        # Mostly, that is known without asking for each of many files.
+        return stat.S_IFREG if entry.is_file(follow_symlinks=False) else stat.S_IFMT(entry.stat().st_mode)
+    except OSError:
+        return _NOTHING
+
+
+def folder_of(source: str) -> str:
+    """The folder that a source's ids are relative to; empty where they are names as they are given."""
+    return source if source != "-" and os.path.isdir(source) else ""
 
 
 def _read(path: str, most: int) -> bytes:

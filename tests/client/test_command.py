@@ -2,6 +2,7 @@
 
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from service.client import command, job
+from service.client import command, job, sources
 from service.client.command import main
 from service.client.retry import Patience
 from tests.client.fake_service import DIMENSION, FakeService
@@ -127,6 +128,7 @@ def test_names_come_from_stdin_or_a_pattern_and_each_is_embedded_once(
     fake: FakeService, tmp_path: Path, out: Path
 ) -> None:
     images = _images(tmp_path / "images", *["200"] * 5)
+    (tmp_path / "-").mkdir()
     odd = os.fsdecode(b"caf\xe9.jpg")
     (images / odd).write_text("200 #5")
     names = [str(images / f"{number}.JPG") for number in (0, 2, 0)] + [str(images / odd)]
@@ -134,11 +136,12 @@ def test_names_come_from_stdin_or_a_pattern_and_each_is_embedded_once(
     listed = subprocess.run(
         [sys.executable, "-m", "service.client", *_arguments("-", fake, out)],
         input=os.fsencode(text),
-        cwd=REPOSITORY,
+        cwd=tmp_path,
         check=False,
     )
     assert listed.returncode == 0
     assert set(_rows(out)) == {*names[:2], f"{images}/caf\\xe9.jpg"}
+    assert not pq.read_schema(out).metadata[b"folder"], "a list has none, also beside a folder of that name"
     assert main(_arguments(f"{images}/**/*.JPG", fake, out.with_suffix(".npy"))) == 0
     ids = Path(f"{out.with_suffix('.npy')}.ids.txt").read_text().splitlines()
     assert sorted(ids) == sorted(str(path) for path in images.rglob("*.JPG"))
@@ -264,17 +267,29 @@ def test_files_that_are_left_out_by_their_names_are_counted(
     for name in ("a.HEIC", "below/b.heic", "c.heic", "notes"):
         (folder / name).touch()
     (folder / "link").symlink_to("below")
+    (folder / "link.jpg").symlink_to("below")
     for name in ("pipe.jpg", "below/pipe.jpg"):  # whoever opened one would wait for ever
         os.mkfifo(folder / name)
-    links = "links to folders, which are not followed: 1"
-    told = "6 files left out by their names: .heic 3, .jpg 2, none 1\n"
-    assert main(_arguments(folder, fake, out)) == 2
-    assert capsys.readouterr().err.endswith(f"error: there are no images in {folder}; {links}; {told}")
-    (folder / "0.jpg").write_text("200 #0")
     (folder / "to a pipe.jpg").symlink_to("pipe.jpg")
+    told = [
+        "links to folders, which are not followed: 2",
+        "pipes, sockets and devices, which are not read: 3",
+        "4 files left out by their names: .heic 3, none 1",
+    ]
+    assert main(_arguments(folder, fake, out)) == 2
+    assert capsys.readouterr().err.endswith(f"error: there are no images in {folder}; {'; '.join(told)}\n")
+    (folder / "0.jpg").write_text("200 #0")
+    (folder / "to a file.jpg").symlink_to("0.jpg")
+    (folder / "in a circle.jpg").symlink_to("in a circle.jpg")
     assert main(_arguments(folder, fake, out)) == 1
-    assert capsys.readouterr().err.endswith(f"\n{links}\n{told}")
-    assert _rows(out)["to a pipe.jpg"][1] == "unreadable: it is no regular file"
+    assert capsys.readouterr().err.endswith("\n".join(["", *told, ""]))
+    assert {name: error for name, (_, error) in _rows(out).items()} == {
+        "0.jpg": None,
+        "to a file.jpg": None,
+        "in a circle.jpg": "unreadable: Too many levels of symbolic links",
+    }
+    assert main(_arguments(str(folder / "pipe.jpg"), fake, tmp_path / "named.parquet")) == 1
+    assert _rows(tmp_path / "named.parquet")[str(folder / "pipe.jpg")][1] == "unreadable: it is no regular file"
 
 
 def test_names_below_one_folder_are_not_taken_for_those_below_another(
@@ -288,7 +303,9 @@ def test_names_below_one_folder_are_not_taken_for_those_below_another(
     # Names as they are given may come from anywhere; the folder is not forgotten over them.
     assert main(_arguments(f"{other}/*.JPG", fake, out)) == 0
     assert main(_arguments(other, fake, out)) == 2
+    capsys.readouterr()
     assert main(_arguments(one, fake, out)) == 0
+    assert "\nleft out, as done in earlier runs: 1 images\n" in capsys.readouterr().err
     assert set(_rows(out)) == {"0.JPG", str(other / "0.JPG")}
 
 
@@ -313,14 +330,36 @@ def test_that_nobody_reads_what_a_run_says_does_not_end_it(
     images = _images(tmp_path / "images", "200", "200")
     run = ["bash", "-c", f'"$@" {stderr}', "bash", sys.executable, "-m", "service.client"]
     run += _arguments(images, fake, out)
-    assert subprocess.run(run, cwd=REPOSITORY, check=False, timeout=60).returncode == 0
+    result = subprocess.run(run, cwd=REPOSITORY, check=False, timeout=60, stdout=subprocess.PIPE)
+    assert (result.returncode, result.stdout) == (0, b"")
     assert _embeddings(out) == _expected(2)
 
 
-def test_a_list_that_cannot_be_read_is_told(fake: FakeService, out: Path) -> None:
-    run = ["bash", "-c", '"$@" <&-', "bash", sys.executable, "-m", "service.client", *_arguments("-", fake, out)]
+@pytest.mark.parametrize(("stdin", "why"), [("<&-", "stdin is closed"), ("0>/dev/null", "Bad file descriptor")])
+def test_a_list_that_cannot_be_read_is_told_whatever_earlier_runs_have_done(
+    fake: FakeService, tmp_path: Path, out: Path, stdin: str, why: str
+) -> None:
+    assert main(_arguments(_images(tmp_path / "images", "200"), fake, out)) == 0
+    run = ["bash", "-c", f'"$@" {stdin}', "bash", sys.executable, "-m", "service.client", *_arguments("-", fake, out)]
     result = subprocess.run(run, cwd=REPOSITORY, check=False, timeout=60, capture_output=True, text=True)
-    assert (result.returncode, result.stderr.splitlines()[-1]) == (2, "error: -: stdin is closed")
+    assert (result.returncode, result.stderr.splitlines()[-1]) == (2, f"error: -: {why}")
+
+
+def test_whatever_ends_the_list_early_is_told_and_what_is_embedded_is_kept(
+    fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = _images(tmp_path / "images", "200", "200")
+
+    def walk(*_: object) -> Iterator[str]:
+        yield "0.JPG"
+        raise RecursionError("so deep")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "walk", walk)
+        assert main(_arguments(images, fake, out)) == 2
+    assert capsys.readouterr().err.endswith(f"error: {images}: so deep\n") and not out.exists()
+    assert main(_arguments(images, fake, out)) == 0
+    assert _embeddings(out) == _expected(2) and set(fake.asked.values()) == {1}
 
 
 def test_a_full_disk_is_not_kept_full(
@@ -364,13 +403,29 @@ def test_words_that_make_no_sense_and_closed_doors_are_exit_code_2(
     assert main(_arguments(tmp_path / "nowhere", fake, out)) == 2
     assert f"error: {tmp_path}/nowhere: No such file or directory" in capsys.readouterr().err
     assert main(_arguments(images, fake, out, "--token-file", str(tmp_path / "none"))) == 2
-    certificate = ["--url", "grpcs://127.0.0.1:1", "--cert-file", str(images)]
-    for half in (certificate, ["--key-file", str(images)]):
+    certificate = ["--url", "grpcs://127.0.0.1:1", "--cert-file", str(images / "0.JPG")]
+    for half, other in ((certificate, "--key-file"), (["--key-file", str(images / "0.JPG")], "--cert-file")):
         assert main([*_arguments(images, fake, out), *half]) == 2
+        assert capsys.readouterr().err.endswith(f"; add {other}\n")
     for wrong in (["--out", "x.csv"], ["--url", "localhost:8000"], ["--in-flight", "0"]):
         with pytest.raises(SystemExit, match="2"):
             main([*_arguments(images, fake, out), *wrong])
     assert sorted(tmp_path.iterdir()) == [images]
+
+
+def test_over_https_a_certificate_may_hold_its_key(fake: FakeService, tmp_path: Path, out: Path) -> None:
+    both = tmp_path / "both.pem"
+    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    request += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(both), "-out", str(tmp_path / "certificate")]
+    subprocess.run(request, check=True, capture_output=True, timeout=60)
+    both.write_bytes(both.read_bytes() + (tmp_path / "certificate").read_bytes())
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(both))
+    context.load_cert_chain(both)
+    context.verify_mode = ssl.CERT_REQUIRED
+    fake.socket = context.wrap_socket(fake.socket, server_side=True)
+    doors = ["--url", f"HTTPS://127.0.0.1:{fake.server_port}/", "--ca-file", str(both), "--cert-file", str(both)]
+    assert main([*_arguments(_images(tmp_path / "images", "200"), fake, out), *doors]) == 0
+    assert _embeddings(out) == _expected(1)
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("HTTPS://Host:1/", "https://Host:1"), ("GRPCS://h:1", "grpcs://h:1")])
