@@ -23,13 +23,20 @@ class Cores:
         self._users = 0
         self._change = threading.Condition()
 
+    def shares(self, most: int) -> list[int]:
+        """The numbers of threads that a user may get where there are up to `most`, each once, the largest first."""
+        return sorted({self._share(users) for users in range(1, min(most, self.count) + 1)}, reverse=True)
+
+    def _share(self, users: int) -> int:
+        return self.count // users
+
     @contextlib.contextmanager
     def share(self) -> Iterator[int]:
         """Wait for a core; the number of threads to use until the end of the block, at least one."""
         with self._change:
             self._change.wait_for(lambda: self._users < self.count)
             self._users += 1
-            threads = self.count // self._users
+            threads = self._share(self._users)
         try:
             yield threads
         finally:

@@ -8,8 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
@@ -140,14 +139,10 @@ class Encoder:
 
         Made only when they are needed, they cost a client time, and the process grows for hours.
         """
-        with ExitStack() as others:
-            for users in range(1, min(self.lanes, self._cores.count) + 1):
-                for size in range(1, most + 1):
-                    if time.monotonic() > deadline:
-                        return
-                    self._run_blank(size)
-                if users < self._cores.count:
-                    others.enter_context(self._cores.share())
+        for threads, size in product(self._cores.shares(self.lanes), range(1, most + 1)):
+            if time.monotonic() > deadline:
+                return
+            self._run_in_threads([self._blank(size)], threads)
 
     def _warm_up_cuda(self, max_batch_size: int) -> int:
         self._launcher.submit(self._record, min(max_batch_size, self._most_at_once)).result()
@@ -164,11 +159,11 @@ class Encoder:
 
     def _time_batch(self, size: int) -> None:
         started = time.monotonic()
-        self._run_blank(size)
+        self._run_batch(self._blank(size))
         self.image_seconds = (time.monotonic() - started) / size
 
-    def _run_blank(self, size: int) -> None:
-        self._run_batch(torch.from_numpy(self.room_for(size)).zero_())
+    def _blank(self, size: int) -> torch.Tensor:
+        return torch.from_numpy(self.room_for(size)).zero_()
 
     def held_bytes(self) -> int:
         """Bytes of a CUDA device's memory that nobody else can have: tensors, recordings, and what waits for more."""
@@ -203,10 +198,15 @@ class Encoder:
         if self._on_cuda:
             return torch.cat([self._run_on_cuda(piece) for piece in pieces])
         with self._cores.share() as threads:
-            torch.get_num_threads()  # or a thread's first operator would take the number that another has set last
-            worthwhile = 1 + int(len(pieces[0]) * self._operations / _LEAST_OPERATIONS_A_THREAD)
-            torch.set_num_threads(min(threads, worthwhile))  # of the calling thread alone
-            return torch.cat([self._forward(piece) for piece in pieces])
+            return self._run_in_threads(pieces, threads)
+
+    @torch.inference_mode()
+    def _run_in_threads(self, pieces: Sequence[torch.Tensor], most: int) -> torch.Tensor:
+        """One piece after the other, each operator in at most so many threads."""
+        torch.get_num_threads()  # or a thread's first operator would take the number that another has set last
+        worthwhile = 1 + int(len(pieces[0]) * self._operations / _LEAST_OPERATIONS_A_THREAD)
+        torch.set_num_threads(min(most, worthwhile))  # of the calling thread alone
+        return torch.cat([self._forward(piece) for piece in pieces])
 
     def _run_on_cuda(self, images: torch.Tensor) -> torch.Tensor:
         """Upload and download overlap the work of other callers; only the kernels are launched in turns."""

@@ -34,7 +34,7 @@ from service.workspace import new_workspace
 logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.5
-_IDLE_SECONDS = 8.0
+_IDLE_SECONDS = 8.0  # a stub that hangs goes unnoticed for six
 _STUB_SPARE_BYTES = 2**28
 _JSON_REQUEST = (
     '{"inputs":[{"name":"INPUT_IMAGE","shape":[1,1],"datatype":"BYTES","data":["&"]}],'

@@ -15,6 +15,8 @@ from service.cores import Cores
 )
 def test_each_newcomer_takes_its_share_and_gives_it_back(count: int, shares: list[int]) -> None:
     cores = Cores(count)
+    assert cores.shares(99) == sorted(set(shares), reverse=True)
+    assert cores.shares(1) == [count]
     for _ in range(2):
         with ExitStack() as users:
             assert [users.enter_context(cores.share()) for _ in shares] == shares

@@ -214,12 +214,7 @@ HOSTILE: dict[str, tuple[bytes, bool, type[ClientFault], str]] = {
     "raw bytes as base64": (sample("jpeg_photo").data, True, InvalidBase64, ""),
     "32-bit integers": (encode(Image.new("I", (4, 4)), "TIFF"), False, UnsupportedFormat, "32 bits"),
     "32-bit floats": (encode(Image.new("F", (4, 4)), "TIFF"), False, UnsupportedFormat, "32 bits"),
-    "64-bit floats": (
-        _tiff_of_64_bits(),
-        False,
-        UnsupportedFormat,
-        "TIFF of this kind is not read",
-    ),
+    "64-bit floats": (_tiff_of_64_bits(), False, UnsupportedFormat, "TIFF of this kind is not read"),
     "12-bit JPEG": (_jpeg_of_12_bits(), False, UnsupportedFormat, "(cannot handle 12-bit layers)"),
     "header without an end": (png_header(4, 4)[:20], False, CorruptImage, "header"),
     "no width": (png_header(0, 4) + png_chunk(b"IDAT", b""), False, CorruptImage, "header"),
