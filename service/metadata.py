@@ -23,6 +23,7 @@ MAX_ARITHMETIC_PASSES = 30
 MAX_TABLE_BYTES = 1 << 16
 MAX_CHUNKS = 1 << 16
 MAX_GIF_BLOCKS = 1 << 16
+MAX_TAGS = 1 << 12
 MAX_TAG_VALUES = 1 << 16
 _MAX_TEXT = 1 << 20
 
@@ -243,7 +244,9 @@ def _check_tiff(data: bytes) -> None:
     that share their bytes.
     """
     total = 0
-    for tag, kind, count, values in _tiff_tags(data):
+    for number, (tag, kind, count, values) in enumerate(_tiff_tags(data)):
+        if number == MAX_TAGS:
+            raise UnsupportedFormat(f"a TIFF of more than {MAX_TAGS} tags is not read; save it without metadata")
         total += count * _TIFF_TYPE_SIZES.get(kind, 0)
         if total > len(data):
             raise CorruptImage("the TIFF's tags announce more bytes than it has")

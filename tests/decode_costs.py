@@ -21,6 +21,8 @@ from tests.hostile_images import NAMES, hostile
 Cost = tuple[float, int, str]
 DECODERS = (Decoder(2**25, 50_000_000, least_side=672), Decoder(2**25, 50_000_000))
 
+_SLOW_SECONDS = 0.5
+
 
 def _resident(field: str) -> int:
     status = Path("/proc/self/status").read_text()
@@ -52,6 +54,14 @@ def _apart(data: bytes, decoder: Decoder) -> Any:
     return json.loads(text) if text else None
 
 
+def _least(data: bytes, decoder: Decoder) -> Any:
+    """The cost, of a slow one the least of two: what else the machine does can only add to it."""
+    costs = [_apart(data, decoder)]
+    if costs[0] and costs[0][0] > _SLOW_SECONDS:
+        costs.append(_apart(data, decoder))
+    return None if None in costs else min(costs)
+
+
 def main() -> None:
     warnings.simplefilter("ignore")
     costs = {}
@@ -59,7 +69,7 @@ def main() -> None:
         data = hostile(name)
         # The least side, in which the two differ, is of no account to other formats.
         decoders = DECODERS if name.startswith("jpeg") else DECODERS[:1]
-        found = [_apart(data, decoder) for decoder in decoders]
+        found = [_least(data, decoder) for decoder in decoders]
         costs[name] = None if None in found else [max(values) for values in zip(*found, strict=True)]
     json.dump(costs, sys.stdout)
 

@@ -72,6 +72,10 @@ def _pixel_tiff(*tags: Tag, tail: bytes = b"", compression: int = 1) -> bytes:
     return tiff([*[own[tag] for tag in own if tag not in {tag[0] for tag in tags}], *tags], tail)
 
 
+def tiff_of_tags(number: int) -> bytes:
+    return _pixel_tiff(*[(40_000 + index, 4, 1, 0) for index in range(number - 8)])
+
+
 def overlapping_tags(count: int, size: int) -> list[Tag]:
     """Many tags that all hold the same bytes from 8 on."""
     return [(40_000 + number, 7, size, 8) for number in range(count)]
@@ -217,9 +221,15 @@ def _tiff_loop() -> bytes:
 
 
 def _tiff_compressed_jpeg(number: int) -> bytes:
-    content = _scan_bomb(0xC2, number, b"\0")
-    tags = [*gray_tags(_SIDE, _SIDE, 7), (278, 4, 1, _SIDE), (273, 4, 1, 118), (279, 4, 1, len(content))]
-    return tiff(tags, bytes(8 + 118 - 8 - 8 - 2 - 9 * 12 - 4 + 4) + content)
+    side = 6500  # of a larger one, libtiff has too much to hold
+    content = scans(0xC2, 1, side, [(0, 0, 0, 0, b"\0"), *[(1, 63, 0, 0, b"\0")] * number])
+    tags = [*gray_tags(side, side, 7), (278, 4, 1, side), (273, 4, 1, 122), (279, 4, 1, len(content))]
+    return tiff(tags, content)
+
+
+def _bigtiff_of_tags(number: int) -> bytes:
+    directory = struct.pack("<Q", number) + struct.pack("<HHQQ", 60_000, 4, 1, 0) * number
+    return b"II" + struct.pack("<HHHQ", 43, 8, 0, 16) + directory
 
 
 def _tiff_subdirectory(key: int, tags: list[Tag], tail: bytes) -> bytes:
@@ -348,6 +358,8 @@ _MAKERS: dict[str, Callable[[], bytes]] = {
         *overlapping_tags(1000, 10**6), tail=bytes(2 * 10**6), compression=8
     ),
     "tiff of tags": lambda: _pixel_tiff(*[(tag, 4, 1, 0) for tag in range(300, 65_000) if tag != 322]),
+    "tiff of as many tags as are read": lambda: tiff_of_tags(4096),
+    "bigtiff of tags": lambda: _bigtiff_of_tags(1_500_000),
     "tiff of repeated tags": lambda: _pixel_tiff(*[(60_000, 7, 10**6, 8)] * 60_000, tail=bytes(10**6)),
     "tiff of huge counts": lambda: _pixel_tiff((273, 4, 2**32 - 1, 8), (279, 4, 2**32 - 1, 8), tail=bytes(1000)),
     "tiff of strips": lambda: tiff_of_strips(3_000_000),
@@ -363,6 +375,7 @@ _MAKERS: dict[str, Callable[[], bytes]] = {
     "tiff of overlapping exif tags": lambda: _tiff_subdirectory(34665, overlapping_tags(1000, 10**6), bytes(2 * 10**6)),
     "tiff of exif numbers": lambda: _tiff_subdirectory(34665, [(40_000, 5, MANY // 8, 8)], bytes(MANY)),
     "tiff of progressive scans": lambda: _tiff_compressed_jpeg(2000),
+    "tiff of as many progressive scans as are read": lambda: _tiff_compressed_jpeg(98),
     "tiff of pages": lambda: _tiff_pages(2000),
     "avif of exif signatures": lambda: _avif_with_exif(b"Exif\0\0" * (MANY // 6)),
     "avif of a frame far larger than it says": lambda: lying_avif(16_000, 64),

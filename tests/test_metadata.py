@@ -17,7 +17,17 @@ from PIL import Image
 from service import metadata
 from service.decode import MAX_SIDE, Decoder
 from service.errors import ClientFault, CorruptImage, TooManyPixels, UnsupportedFormat
-from tests.hostile_images import NAMES, bmp_of_run_lengths, exif, in_jpeg, in_png, scans, segment, tiff_of_strips
+from tests.hostile_images import (
+    NAMES,
+    bmp_of_run_lengths,
+    exif,
+    in_jpeg,
+    in_png,
+    scans,
+    segment,
+    tiff_of_strips,
+    tiff_of_tags,
+)
 from tests.images import SMALL_NAMES, Pixels, encode, picture, png_chunk, png_header, sample
 
 DECODER = Decoder(2**25, 50_000_000, least_side=48)
@@ -32,6 +42,7 @@ LARGEST = {
     "jpeg of nothing, progressive",
     "gif of a screen larger than its frame",
     "tiff of as many rows as are read",
+    "tiff of as many progressive scans as are read",
     "avif of a small frame",
 }
 RUNS = b"\4\5\0\0" * 4
@@ -153,12 +164,13 @@ def test_orientation_is_found_wherever_encoders_write_it(make: Callable[[], byte
             UnsupportedFormat,
         ),
         (tiff_of_strips(metadata.MAX_TAG_VALUES), tiff_of_strips(metadata.MAX_TAG_VALUES + 1), UnsupportedFormat),
+        (tiff_of_tags(metadata.MAX_TAGS), tiff_of_tags(metadata.MAX_TAGS + 1), UnsupportedFormat),
         (tiff_of_strips(9), tiff_of_strips(9)[:-45], CorruptImage),
         (bmp_of_run_lengths(4, 4, RUNS), bmp_of_run_lengths(4096, 1025, RUNS), UnsupportedFormat),
         (encode(Image.new("L", (1, MAX_SIDE)), "PNG"), encode(Image.new("L", (1, MAX_SIDE + 1)), "PNG"), TooManyPixels),
         (in_png(), png_header(MAX_SIDE + 1, 1) + png_chunk(b"IDAT", b""), TooManyPixels),
     ],
-    ids=["scans", "arithmetic scans", "strips", "tags", "run lengths", "height", "width"],
+    ids=["scans", "arithmetic scans", "strips", "tags", "cut tags", "run lengths", "height", "width"],
 )  # fmt: skip
 def test_each_limit_lets_pass_what_is_within_it(within: bytes, over: bytes, fault: type[Exception]) -> None:
     assert _decoded(within).size
