@@ -62,6 +62,9 @@ _HEAPS = {
 # stack, twice, before it looks at a token: the usual 8 MB end it with a photograph of 4. Only what is used takes
 # memory, and stays; this is enough for twice what the documented proxy lets through.
 _STACK_BYTES = 2**27
+# Each connection is one, also of a client that says nothing, and without one left tritonserver answers nobody. Most
+# systems start a process with 1,024, and let it have more for the asking.
+_OPEN_FILES = 2**16
 _ADMIN_ENDPOINTS = ("shared-memory", "model-repository", "trace", "logging")
 _USER_ENDPOINTS = ("inference", "statistics")
 _LIBRARY_PATH = os.environ.get("LD_LIBRARY_PATH")  # as it was before any server of ours
@@ -198,7 +201,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         (self._unloadable / "config.pbtxt").write_text(f'name: "{self._unloadable.name}" backend: "none"')
         for name, value in _HEAPS.items():
             os.environ.setdefault(name, value)  # read by glibc at the start of a process, so not by this one
-        with _stack_limit(_STACK_BYTES):
+        with _limits(_STACK_BYTES, _OPEN_FILES):
             self._run_server()
         deadline = time.monotonic() + seconds
         while not self._answers("ready", _ANSWER_SECONDS):
@@ -426,14 +429,17 @@ def _within(most: int, size: int) -> int:
 
 
 @contextlib.contextmanager
-def _stack_limit(size: int) -> Iterator[None]:
-    """Give each thread of the processes that are started meanwhile a stack of so many bytes, or of what is allowed."""
-    before, most = resource.getrlimit(resource.RLIMIT_STACK)
-    resource.setrlimit(resource.RLIMIT_STACK, (_within(most, size), most))
+def _limits(stack_bytes: int, open_files: int) -> Iterator[None]:
+    """Give processes that are started meanwhile so large a stack a thread and so many open files, or all allowed."""
+    before = {name: resource.getrlimit(name) for name in (resource.RLIMIT_STACK, resource.RLIMIT_NOFILE)}
+    wanted = stack_bytes, max(open_files, before[resource.RLIMIT_NOFILE][0])
+    for (name, (_, most)), size in zip(before.items(), wanted, strict=True):
+        resource.setrlimit(name, (_within(most, size), most))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_STACK, (before, most))
+        for name, limits in before.items():
+            resource.setrlimit(name, limits)
 
 
 def _has_died(process: psutil.Process) -> bool:
