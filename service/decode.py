@@ -139,9 +139,10 @@ class Decoder:
         return DecodedImage(pixels, (width / scale, height / scale), self._transpose(stripped.exif, stripped.xmp))
 
     def _decode_by_pillow(self, stripped: metadata.Stripped, size: int) -> DecodedImage:
+        self._check_size(*stripped.frame)
         image = _open(stripped.data, self.max_pixels)
         try:
-            self._check_header(image, stripped.frame, size)
+            self._check_header(image, size)
             scale = self._scale(*image.size) if image.format == "JPEG" else 1
             extent = image.width / scale, image.height / scale
             pixels = self._load(image, scale)
@@ -155,9 +156,9 @@ class Decoder:
         except Exception as error:
             raise CorruptImage(f"the {image.format} data is truncated or corrupt ({_one_line(error)})") from error
 
-    def _check_header(self, image: ImageFile.ImageFile, frame: tuple[int, int], size: int) -> None:
-        # libtiff allocates a whole tile, however small the image in its corner, and AVIF's decoder a whole frame.
-        for width, height in (image.size, _tile_size(image), frame):
+    def _check_header(self, image: ImageFile.ImageFile, size: int) -> None:
+        # libtiff allocates a whole tile, however small the image in its corner.
+        for width, height in (image.size, _tile_size(image)):
             self._check_size(width, height)
         if image.mode in _UNSCALED_MODES:
             raise UnsupportedFormat(f"{image.format} of 32 bits a sample, or signed, is not read; send 8 or 16 bits")

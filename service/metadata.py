@@ -31,6 +31,7 @@ _MAX_TEXT = 1 << 20
 _JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
 _SOS, _EOI, _APP1, _COM = 0xDA, 0xD9, 0xE1, 0xFE
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_DCT_FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
 _SEQUENTIAL_FRAMES = (0xC0, 0xC1, 0xC9)
 _ARITHMETIC_FRAMES = (0xC9, 0xCA)
 _APP = range(0xE0, 0xF0)
@@ -59,7 +60,8 @@ _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 class Stripped(NamedTuple):
     """An encoded image, and the metadata that was taken out of it; empty where there was none.
 
-    `frame` is width and height of the largest frame that an AVIF holds, whatever its boxes say of the image;
+    `frame` is width and height of the largest frame that an AVIF holds, whatever its boxes say of the image, and of a
+    WebP's canvas: Pillow has them take memory before it tells how large they are;
     `plain_jpeg` those of a JPEG in gray or three colours of 8 bits, of which every decoder finds the same header.
     """
 
@@ -86,6 +88,8 @@ def strip(data: bytes) -> Stripped:
     if data[4:8] == b"ftyp":
         # An item of no known type is passed over.
         return Stripped(_AVIF_EXIF_ITEM.sub(rb"\1none", data), frame=largest_frame(data))
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return Stripped(data, frame=_webp_canvas(data))
     if data.startswith(b"MM\0+"):
         # Pillow and libtiff find different directories in it.
         raise UnsupportedFormat("a big-endian BigTIFF is not read; save it as TIFF")
@@ -117,6 +121,9 @@ def _strip_jpeg(data: bytes) -> Stripped:
             # libjpeg reads no other scan then: most JPEGs need no look at their pixels.
             if shown == components:
                 break
+        elif not pixels and marker in _FRAMES and marker not in _DCT_FRAMES:
+            # libjpeg-turbo decodes a lossless one at its full size, also into memory for a reduced one.
+            raise UnsupportedFormat("a lossless or hierarchical JPEG is not read; save it as a baseline JPEG")
         elif not pixels and ((marker not in _APP and marker != _COM) or data.startswith(_COLOUR_SEGMENTS, start + 4)):
             kept.append(data[start:end])
             limit = MAX_ARITHMETIC_PASSES if marker in _ARITHMETIC_FRAMES else limit
@@ -237,6 +244,19 @@ def _strip_gif(data: bytes) -> bytes:
         if data.startswith(_GRAPHIC_CONTROL, match.start()):
             kept.append(data[match.start() : position])
     raise CorruptImage("the GIF is truncated or corrupt in its header")
+
+
+def _webp_canvas(data: bytes) -> tuple[int, int]:
+    """Width and height, as its first chunk announces them; zeros where that is of no known kind."""
+    if data[12:16] == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if data[12:16] == b"VP8L":
+        packed = int.from_bytes(data[21:25], "little")
+        return 1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF)
+    if data[12:16] == b"VP8 ":
+        packed = int.from_bytes(data[26:30], "little")
+        return packed & 0x3FFF, packed >> 16 & 0x3FFF
+    return 0, 0
 
 
 def _check_tiff(data: bytes) -> None:

@@ -19,8 +19,9 @@ from random import Random
 from typing import Any
 
 import numpy as np
-from PIL import Image, features
+from PIL import Image, _imaging, features
 
+from tests.hostile_images import scans
 from tests.images import SMALL_NAMES, encode, picture, sample
 
 SECONDS = 1.0
@@ -58,6 +59,8 @@ def corpus() -> tuple[bytes, ...]:
     images += [_encoded("JPEG", mode) for mode in ("L", "RGB", "CMYK")]
     jpeg_options = ({"progressive": True}, {"subsampling": 0}, {"restart_marker_blocks": 1}, {"subsampling": "4:1:1"})
     images += [_encoded("JPEG", "RGB", **options) for options in jpeg_options]
+    images += [_encoded("JPEG", "RGB").replace(b"\xff\xc0", bytes([0xFF, kind]), 1) for kind in (0xC1, 0xC5, 0xC9)]
+    images += [scans(0xC3, components, _SIZE[0], [(1, 0, 0, 0, b"")], components) for components in (1, 3)]
     exif = Image.Exif()
     exif[0x0112] = 6
     metadata = {"exif": exif, "xmp": b"<x tiff:Orientation='3'/>", "icc_profile": b"profile" * 9, "comment": b"comment"}
@@ -177,11 +180,12 @@ def main(first: int, step: int, count: int, note: Path) -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("PIL").addHandler(logging.NullHandler())
     torch.set_num_threads(1)
+    _imaging.set_block_size(4096)  # or overrun memory would often be that of another image
     note.write_bytes(bytes(8))
     stages = []
     for exact in (False, True):
         preprocessor = Preprocessor.from_config({"size": {"height": 16, "width": 16}}, exact)
-        stages.append((Decoder(2**20, _MAX_PIXELS, least_side=None if exact else 8), preprocessor))
+        stages.append((Decoder(2**20, _MAX_PIXELS, least_side=None if exact else 2), preprocessor))
     square = np.empty((16, 16, 3), np.uint8)
     with note.open("r+b") as file, mmap.mmap(file.fileno(), 8) as current:
         for seed in range(first, first + step * count, step):

@@ -222,7 +222,10 @@ def _tiff_loop() -> bytes:
 
 def _tiff_compressed_jpeg(number: int) -> bytes:
     side = 6500  # of a larger one, libtiff has too much to hold
-    content = scans(0xC2, 1, side, [(0, 0, 0, 0, b"\0"), *[(1, 63, 0, 0, b"\0")] * number])
+    return _tiff_of_jpeg(side, scans(0xC2, 1, side, [(0, 0, 0, 0, b"\0"), *[(1, 63, 0, 0, b"\0")] * number]))
+
+
+def _tiff_of_jpeg(side: int, content: bytes) -> bytes:
     tags = [*gray_tags(side, side, 7), (278, 4, 1, side), (273, 4, 1, 122), (279, 4, 1, len(content))]
     return tiff(tags, content)
 
@@ -299,6 +302,8 @@ _MAKERS: dict[str, Callable[[], bytes]] = {
     "jpeg of one restart a block": lambda: _jpeg_flat(_SIDE, restart_marker_blocks=1, quality=1),
     "jpeg cut short": _cut_jpeg,
     "jpeg cut short, progressive": lambda: _cut_jpeg(progressive=True),
+    "jpeg without loss": lambda: scans(0xC3, 1, _SIDE, [(1, 0, 0, 0, b"\0")]),
+    "jpeg without loss, colour": lambda: scans(0xC3, 3, _SIDE, [(1, 0, 0, 0, b"\0")], 3),
     "jpeg of nothing, progressive": lambda: scans(0xC2, 3, _SIDE, [(0, 0, 0, 0, b"\0")]),
     "png of one compressed text": lambda: _png_bomb(b"zTXt", b"a\0\0", 10**8, 1),
     "png of compressed texts": lambda: _png_bomb(b"zTXt", b"a\0\0", 10**6, 25_000),
@@ -376,6 +381,7 @@ _MAKERS: dict[str, Callable[[], bytes]] = {
     "tiff of exif numbers": lambda: _tiff_subdirectory(34665, [(40_000, 5, MANY // 8, 8)], bytes(MANY)),
     "tiff of progressive scans": lambda: _tiff_compressed_jpeg(2000),
     "tiff of as many progressive scans as are read": lambda: _tiff_compressed_jpeg(98),
+    "tiff without loss": lambda: _tiff_of_jpeg(_SIDE, scans(0xC3, 1, _SIDE, [(1, 0, 0, 0, b"\0")])),
     "tiff of pages": lambda: _tiff_pages(2000),
     "avif of exif signatures": lambda: _avif_with_exif(b"Exif\0\0" * (MANY // 6)),
     "avif of a frame far larger than it says": lambda: lying_avif(16_000, 64),

@@ -307,6 +307,15 @@ def test_announced_pixels_are_refused_before_memory_is_taken(data: bytes, code: 
     assert found == code
 
 
+@pytest.mark.parametrize("options", [{"quality": 50}, {"lossless": True}, {"exif": b"Exif\0\0"}, {"save_all": True}])
+def test_a_webp_is_measured_before_pillow_takes_memory_for_it(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("PIL.Image.open", None)
+    with pytest.raises(TooManyPixels, match="70x71 is over the limit"):
+        Decoder(2**25, 70 * 71 - 1).decode(encode(Image.new("RGB", (70, 71)), "WEBP", **options))
+
+
 @pytest.mark.parametrize("name", SMALL_NAMES)
 def test_base64_is_the_same_image(name: str) -> None:
     data = sample(name).data

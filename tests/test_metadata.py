@@ -43,6 +43,7 @@ LARGEST = {
     "gif of a screen larger than its frame",
     "tiff of as many rows as are read",
     "tiff of as many progressive scans as are read",
+    "tiff without loss",
     "avif of a small frame",
 }
 RUNS = b"\4\5\0\0" * 4
