@@ -49,6 +49,7 @@ _TRANSPOSE_BY_ORIENTATION = {
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 # 32-bit integers and floats: nothing in the file says which value is white, so any guess would be silently wrong.
 _UNSCALED_MODES = ("I", "F")
+_STRIP_PIXELS = 1 << 18
 # What Pillow multiplies the samples of a gray PNG by that have 2 or 4 bits.
 _GRAY_STEPS = {"L;2": 85, "L;4": 17}
 # How Pillow's complaints begin on a sound header of an image that it cannot read.
@@ -191,11 +192,18 @@ class Decoder:
         stored = image.tile[0].args if image.tile else None  # forgotten once the pixels are there
         image.load()
         _scale_transparent_colour(image, stored)
-        return np.array(self._to_rgb(image))
+        return self._to_rgb(_eight_bits(image) if image.mode in _SIXTEEN_BIT_MODES else image)
 
-    def _to_rgb(self, image: Image.Image) -> Image.Image:
-        if image.mode in _SIXTEEN_BIT_MODES:
-            image = _eight_bits(image)
+    def _to_rgb(self, image: Image.Image) -> npt.NDArray[np.uint8]:
+        """In strips: each copy of a large image takes as much memory as the image."""
+        pixels = np.empty((image.height, image.width, 3), np.uint8)
+        rows = max(1, _STRIP_PIXELS // image.width)
+        for top in range(0, image.height, rows):
+            box = (0, top, image.width, min(top + rows, image.height))
+            pixels[top : top + rows] = self._opaque(image.crop(box) if rows < image.height else image)
+        return pixels
+
+    def _opaque(self, image: Image.Image) -> Image.Image:
         if self.background is not None and image.has_transparency_data:
             return _composite(image, self.background)
         # convert() would copy an image that is RGB already.

@@ -317,6 +317,13 @@ def test_a_webp_is_measured_before_pillow_takes_memory_for_it(
 
 
 @pytest.mark.parametrize("name", SMALL_NAMES)
+def test_strips_of_an_image_are_the_same_image(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = PLAIN.decode(sample(name).data).pixels
+    monkeypatch.setattr("service.decode._STRIP_PIXELS", 100)
+    np.testing.assert_array_equal(PLAIN.decode(sample(name).data).pixels, whole)
+
+
+@pytest.mark.parametrize("name", SMALL_NAMES)
 def test_base64_is_the_same_image(name: str) -> None:
     data = sample(name).data
     np.testing.assert_array_equal(_decoded(base64.b64encode(data), base64_encoded=True), _decoded(data))
