@@ -293,15 +293,15 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         """Wait so long for the stubs, Triton's only children, which it ends when the last request is answered.
 
         It does not where it has refused a batch as a whole, for a lie about lengths in one of its requests. But then
-        nothing reaches a lane any more.
+        nothing is in a lane, nor reaches one, for all that time.
         """
-        before = self.batches
+        before, was_working = self.batches, self.is_working
         _, left = psutil.wait_procs(self._processes[1:], timeout=idle_seconds)
         if _has_died(self._processes[0]):
             raise ServiceFailure("tritonserver has died before everything accepted was answered")
         if left and (any(pulse.fell_silent for _, pulse in self._lanes) or not self._answers("live", _LIFE_SECONDS)):
             raise ServiceFailure("tritonserver or a stub hangs before everything accepted was answered")
-        return not left or not (self.is_working or self.batches > before)
+        return not left or not (was_working or self.is_working or self.batches > before)
 
     def stop(self) -> bool:
         """Stop tritonserver and all its processes; safe to call in any state."""
