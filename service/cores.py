@@ -4,9 +4,14 @@ It must not know what they are used for.
 """
 
 import contextlib
+import math
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+
+_MEMBERSHIPS = Path("/proc/self/cgroup")
+_CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 
 class Cores:
@@ -18,8 +23,8 @@ class Cores:
     """
 
     def __init__(self, count: int = 0) -> None:
-        """`count` cores; 0 is as many as this process may run on."""
-        self.count = count or len(os.sched_getaffinity(0))
+        """`count` cores; 0 is as many as this process may run on, or as its control groups let it use at a time."""
+        self.count = count or max(1, math.floor(min(len(os.sched_getaffinity(0)), *_quotas())))
         self._users = 0
         self._change = threading.Condition()
 
@@ -43,3 +48,29 @@ class Cores:
             with self._change:
                 self._users -= 1
                 self._change.notify()
+
+
+def _quotas() -> Iterator[float]:
+    """How many cores' time each control group that this process is in lets it have, as `docker run --cpus` says.
+
+    More threads than that would all run for a moment, and then all stand still until the next tenth of a second.
+    """
+    with contextlib.suppress(OSError):
+        for line in _MEMBERSHIPS.read_text().splitlines():
+            _, controllers, name = line.split(":", 2)
+            if not controllers or "cpu" in controllers.split(","):
+                top = _CONTROL_GROUPS / "cpu" if controllers else _CONTROL_GROUPS
+                group = top / name.strip("/")
+                # In a container the name may be that outside, and the container's own group is the top.
+                yield from (_quota(folder) for folder in (group, *group.parents) if folder.is_relative_to(top))
+    yield math.inf
+
+
+def _quota(group: Path) -> float:
+    with contextlib.suppress(OSError, ValueError):  # a ValueError: "max"
+        quota, period = map(int, (group / "cpu.max").read_text().split())
+        return quota / period
+    with contextlib.suppress(OSError, ValueError):  # of version 1
+        quota, period = (int((group / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        return quota / period if quota > 0 else math.inf
+    return math.inf

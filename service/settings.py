@@ -119,7 +119,9 @@ class Settings(BaseSettings):
         le=16,
         description="batches in the works at a time on each device; 0 is 2 on CUDA, cores + 1 but at most 8 on a CPU",
     )
-    cpu_threads: int = Field(0, ge=0, le=1024, description="threads that decode, and on a CPU encode; 0 is one a core")
+    cpu_threads: int = Field(
+        0, ge=0, le=1024, description="threads that decode, and on a CPU encode; 0 is one a core that it may use"
+    )
     exact_pixels: bool = Field(False, description="decode and resize with Pillow exactly as the reference does; slower")
     max_image_bytes: int = Field(32 * 2**20, ge=1, le=_INT32, description="largest encoded image in bytes")
     max_image_pixels: int = Field(

@@ -4,6 +4,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +64,31 @@ def test_never_more_users_than_cores_and_no_core_stays_taken() -> None:
         assert alone == 4
 
 
-def test_without_a_count_they_are_those_this_process_may_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 4, 5})
-    assert Cores().count == 3 and Cores(0).count == 3 and Cores(7).count == 7
+@pytest.mark.parametrize(
+    ("memberships", "files", "count"),
+    [
+        ("0::/", {"cpu.max": "max 100000"}, 8),
+        ("0::/", {"cpu.max": "250000 100000"}, 2),
+        ("0::/", {"cpu.max": "50000 100000"}, 1),
+        ("0::/", {"cpu.max": "1600000 100000"}, 8),
+        ("0::/a.slice/b.service", {"a.slice/cpu.max": "300000 100000", "a.slice/b.service/cpu.max": "max 100000"}, 3),
+        ("0::/outside/the/container", {"cpu.max": "200000 100000"}, 2),
+        ("5:cpu,cpuacct:/a\n0::/", {"cpu/a/cpu.cfs_quota_us": "200000", "cpu/a/cpu.cfs_period_us": "50000"}, 4),
+        ("5:cpu,cpuacct:/a\n0::/", {"cpu/a/cpu.cfs_quota_us": "-1", "cpu/a/cpu.cfs_period_us": "50000"}, 8),
+        ("5:cpuset:/", {"cpu.max": "200000 100000"}, 8),
+        (None, {}, 8),
+    ],
+)
+def test_without_a_count_they_are_those_this_process_may_run_on_and_has_time_of(
+    memberships: str | None, files: dict[str, str], count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr("service.cores._MEMBERSHIPS", tmp_path / "memberships")
+    monkeypatch.setattr("service.cores._CONTROL_GROUPS", tmp_path / "groups")
+    if memberships:
+        (tmp_path / "memberships").write_text(f"{memberships}\n")
+    for name, content in files.items():
+        path = tmp_path / "groups" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{content}\n")
+    assert Cores().count == count and Cores(7).count == 7
