@@ -24,7 +24,7 @@ class Cores:
 
     def __init__(self, count: int = 0) -> None:
         """`count` cores; 0 is as many as this process may run on, or as its control groups let it use at a time."""
-        self.count = count or max(1, math.floor(min(len(os.sched_getaffinity(0)), *_quotas())))
+        self.count = count or max(1, math.floor(min([len(os.sched_getaffinity(0)), *_quotas()])))
         self._users = 0
         self._change = threading.Condition()
 
@@ -63,7 +63,6 @@ def _quotas() -> Iterator[float]:
                 group = top / name.strip("/")
                 # In a container the name may be that outside, and the container's own group is the top.
                 yield from (_quota(folder) for folder in (group, *group.parents) if folder.is_relative_to(top))
-    yield math.inf
 
 
 def _quota(group: Path) -> float:

@@ -31,7 +31,7 @@ _MAX_TEXT = 1 << 20
 _JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
 _SOS, _EOI, _APP1, _COM = 0xDA, 0xD9, 0xE1, 0xFE
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_DCT_FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
+_UNREAD_FRAMES = _FRAMES - {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}
 _SEQUENTIAL_FRAMES = (0xC0, 0xC1, 0xC9)
 _ARITHMETIC_FRAMES = (0xC9, 0xCA)
 _APP = range(0xE0, 0xF0)
@@ -121,7 +121,7 @@ def _strip_jpeg(data: bytes) -> Stripped:
             # libjpeg reads no other scan then: most JPEGs need no look at their pixels.
             if shown == components:
                 break
-        elif not pixels and marker in _FRAMES and marker not in _DCT_FRAMES:
+        elif not pixels and marker in _UNREAD_FRAMES:
             # libjpeg-turbo decodes a lossless one at its full size, also into memory for a reduced one.
             raise UnsupportedFormat("a lossless or hierarchical JPEG is not read; save it as a baseline JPEG")
         elif not pixels and ((marker not in _APP and marker != _COM) or data.startswith(_COLOUR_SEGMENTS, start + 4)):

@@ -201,7 +201,8 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         (self._unloadable / "config.pbtxt").write_text(f'name: "{self._unloadable.name}" backend: "none"')
         for name, value in _HEAPS.items():
             os.environ.setdefault(name, value)  # read by glibc at the start of a process, so not by this one
-        with _limits(_STACK_BYTES, _OPEN_FILES):
+        open_files = max(_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        with _limit(resource.RLIMIT_STACK, _STACK_BYTES), _limit(resource.RLIMIT_NOFILE, open_files):
             self._run_server()
         deadline = time.monotonic() + seconds
         while not self._answers("ready", _ANSWER_SECONDS):
@@ -429,17 +430,14 @@ def _within(most: int, size: int) -> int:
 
 
 @contextlib.contextmanager
-def _limits(stack_bytes: int, open_files: int) -> Iterator[None]:
-    """Give processes that are started meanwhile so large a stack a thread and so many open files, or all allowed."""
-    before = {name: resource.getrlimit(name) for name in (resource.RLIMIT_STACK, resource.RLIMIT_NOFILE)}
-    wanted = stack_bytes, max(open_files, before[resource.RLIMIT_NOFILE][0])
-    for (name, (_, most)), size in zip(before.items(), wanted, strict=True):
-        resource.setrlimit(name, (_within(most, size), most))
+def _limit(resource_number: int, size: int) -> Iterator[None]:
+    """Give the processes that are started meanwhile so much of a resource (of stack: a thread), or all allowed."""
+    before, most = resource.getrlimit(resource_number)
+    resource.setrlimit(resource_number, (_within(most, size), most))
     try:
         yield
     finally:
-        for name, limits in before.items():
-            resource.setrlimit(name, limits)
+        resource.setrlimit(resource_number, (before, most))
 
 
 def _has_died(process: psutil.Process) -> bool:
