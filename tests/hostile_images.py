@@ -101,8 +101,8 @@ def scans(
     return b"\xff\xd8" + tables + segment(marker, frame) + b"".join(shown) + b"\xff\xd9"
 
 
-def _scan_bomb(marker: int, number: int, data: bytes) -> bytes:
-    return scans(marker, 1, _SIDE, [(0, 0, 0, 0, data), *[(1, 63, 0, 0, data)] * number])
+def _scan_bomb(marker: int, number: int, data: bytes, side: int = _SIDE) -> bytes:
+    return scans(marker, 1, side, [(0, 0, 0, 0, data), *[(1, 63, 0, 0, data)] * number])
 
 
 def _jpeg_flat(side: int, **options: object) -> bytes:
@@ -222,7 +222,7 @@ def _tiff_loop() -> bytes:
 
 def _tiff_compressed_jpeg(number: int) -> bytes:
     side = 6500  # of a larger one, libtiff has too much to hold
-    return _tiff_of_jpeg(side, scans(0xC2, 1, side, [(0, 0, 0, 0, b"\0"), *[(1, 63, 0, 0, b"\0")] * number]))
+    return _tiff_of_jpeg(side, _scan_bomb(0xC2, number, b"\0", side))
 
 
 def _tiff_of_jpeg(side: int, content: bytes) -> bytes:
@@ -384,7 +384,7 @@ _MAKERS: dict[str, Callable[[], bytes]] = {
     "tiff without loss": lambda: _tiff_of_jpeg(_SIDE, scans(0xC3, 1, _SIDE, [(1, 0, 0, 0, b"\0")])),
     "tiff of pages": lambda: _tiff_pages(2000),
     "avif of exif signatures": lambda: _avif_with_exif(b"Exif\0\0" * (MANY // 6)),
-    "avif of a frame far larger than it says": lambda: lying_avif(7500, 64),
+    "avif of a frame far larger than it says": lambda: lying_avif(10_000, 64),
     "avif of a film's tables": lambda: _avif_of_samples(2_500_000),
     "avif of a small frame": lambda: lying_avif(64, 7000),
     "avif of exif tags that overlap": lambda: _avif_with_exif(exif(*overlapping_tags(1000, 10**6), size=2 * 10**6)[6:]),

@@ -91,4 +91,4 @@ def test_without_a_count_they_are_those_this_process_may_run_on_and_has_time_of(
         path = tmp_path / "groups" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{content}\n")
-    assert Cores().count == count and Cores(7).count == 7
+    assert Cores().count == Cores(0).count == count and Cores(7).count == 7

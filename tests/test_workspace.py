@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from service.workspace import SHARED_MEMORY, new_workspace
+from tests.limits import open_files
 
 RUN = """
 import sys, time
@@ -64,10 +64,8 @@ def test_nothing_is_left_at_the_end_whatever_ended_it(temporary: Path) -> None:
 def test_what_ended_a_run_is_told_also_where_its_files_cannot_be_removed(
     temporary: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with pytest.raises(KeyboardInterrupt), contextlib.ExitStack() as stack, new_workspace() as folder:
-        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))  # each open() fails with EMFILE
+        stack.enter_context(open_files(0))  # each open() fails with EMFILE
         raise KeyboardInterrupt
     assert folder.is_dir() and caplog.messages[-1].endswith("Too many open files")
     with new_workspace():

@@ -21,6 +21,7 @@ from tests.integration.load import load
 from tests.integration.probing import probe
 from tests.integration.reference import photographs
 from tests.integration.service_process import ServiceProcess, service, wait_for
+from tests.limits import open_files
 
 QUEUE = 16
 BATCH = 8
@@ -143,26 +144,15 @@ def test_a_drain_that_a_part_does_not_survive_is_no_success(
         assert {answer.result().status_code for answer in answers if answer not in lost} <= {500}
 
 
-@contextlib.contextmanager
-def _open_files(most: int) -> Iterator[None]:
-    """Let this process, and those that it starts meanwhile, have so many open files."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
-
-
 def test_clients_that_say_nothing_take_nobodys_place(tmp_path: Path) -> None:
     usual, idle = 1024, 1100
     _, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
     if allowed < 4 * usual:
         pytest.skip(f"no process may have more than {allowed} open files here")
     with contextlib.ExitStack() as stack:
-        with _open_files(usual):
+        with open_files(usual):
             running = stack.enter_context(service(tmp_path))
-        stack.enter_context(_open_files(allowed))
+        stack.enter_context(open_files(allowed))
         for port in (running.http_port, running.grpc_port):
             for _ in range(idle):
                 stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60))

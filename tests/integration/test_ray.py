@@ -109,6 +109,10 @@ def test_every_image_has_one_row_after_its_driver_and_a_worker_were_killed(lake:
     assert {name: (out / name).stat().st_mtime_ns for name in before} == before, "what was done is not done again"
     _check_rows(lake, out)
 
+    with _job(lake, out, "--exact-pixels", "true") as run:
+        refused = run.communicate(timeout=120)[1]
+    assert run.returncode == 2 and "normalize False; now it would be" in refused
+
 
 def _check_rows(lake: Path, out: Path) -> None:
     """Each image once, with the embedding that the pipeline itself makes of it, or the right error."""
