@@ -185,9 +185,9 @@ def _psd() -> bytes:
     return b"8BPS\0\1" + bytes(6) + b"\0\3\0\0\0\4\0\0\0\4\0\x08\0\3" + bytes(70)
 
 
-def _tiff_of_64_bits() -> bytes:
-    bits = struct.pack("<HHII", 258, 3, 1, 32)
-    return encode(Image.new("F", (4, 4)), "TIFF").replace(bits, bits[:8] + b"\x40\0\0\0")
+def _tiff_with(tag: int, value: int, in_place_of: int) -> bytes:
+    entry, other = (struct.pack("<HHII", tag, 3, 1, number) for number in (in_place_of, value))
+    return encode(Image.new("F", (4, 4)), "TIFF").replace(entry, other)
 
 
 def _jpeg_of_12_bits() -> bytes:
@@ -214,7 +214,9 @@ HOSTILE: dict[str, tuple[bytes, bool, type[ClientFault], str]] = {
     "raw bytes as base64": (sample("jpeg_photo").data, True, InvalidBase64, ""),
     "32-bit integers": (encode(Image.new("I", (4, 4)), "TIFF"), False, UnsupportedFormat, "32 bits"),
     "32-bit floats": (encode(Image.new("F", (4, 4)), "TIFF"), False, UnsupportedFormat, "32 bits"),
-    "64-bit floats": (_tiff_of_64_bits(), False, UnsupportedFormat, "TIFF of this kind is not read"),
+    "64-bit floats": (_tiff_with(258, 64, 32), False, UnsupportedFormat, "TIFF of this kind is not read"),
+    "TIFF of JPEG 2000": (_tiff_with(259, 34712, 1), False, UnsupportedFormat, "compression 34712 is not read"),
+    "TIFF of WebP": (_tiff_with(259, 50001, 1), False, UnsupportedFormat, "compression 50001 is not read"),
     "12-bit JPEG": (_jpeg_of_12_bits(), False, UnsupportedFormat, "(cannot handle 12-bit layers)"),
     "header without an end": (png_header(4, 4)[:20], False, CorruptImage, "header"),
     "no width": (png_header(0, 4) + png_chunk(b"IDAT", b""), False, CorruptImage, "header"),
