@@ -62,7 +62,7 @@ def _end_within(seconds: int) -> None:
 def _fetch(arguments: list[str]) -> int:
     """Fetch a checkpoint; here a signal leaves something undone."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    from service.fetch import fetch  # imports torch and transformers
+    from service.fetch import fetch  # imports the hub's client
 
     try:
         fetch(arguments)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from service.checkpoint import checkpoint_fingerprint, load_checkpoint
 from service.errors import StartupFault
 from service.settings import load_settings
 
@@ -36,6 +35,9 @@ def fetch(arguments: Sequence[str]) -> None:
     options = _read(arguments)
     commit = _resolve(options.hub_id, options.revision)
     _download(options.hub_id, commit, options.to)
+    # Only now: it imports torch and transformers, which takes seconds that --help and a refusal need not.
+    from service.checkpoint import checkpoint_fingerprint, load_checkpoint
+
     chosen = ["--checkpoint", str(options.to or options.hub_id), *([] if options.to else ["--revision", commit])]
     settings = load_settings(chosen)
     parts = load_checkpoint(settings)

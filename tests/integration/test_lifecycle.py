@@ -24,9 +24,8 @@ from tests.integration.service_process import ServiceProcess, service, wait_for
 from tests.ports import unused_port
 
 AS_IT_SHOULD = "answered and ended with 0"
-STARTS = 12
 # Three for each of two cores: they keep the machine busy themselves, and for no longer than they need.
-AT_A_TIME = 6
+STARTS = 6
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -137,7 +136,7 @@ def test_the_next_start_removes_what_one_that_was_killed_has_left(tmp_path: Path
 
 @pytest.mark.timeout(1200)
 def test_it_becomes_ready_every_time_on_a_busy_machine(tmp_path: Path) -> None:
-    with ThreadPoolExecutor(AT_A_TIME) as threads:
+    with ThreadPoolExecutor(STARTS) as threads:
         outcomes = list(threads.map(_start_embed_stop, [tmp_path] * STARTS))
     assert outcomes == [AS_IT_SHOULD] * STARTS
 
