@@ -6,7 +6,7 @@
 #include <malloc.h>
 #include <time.h>
 
-enum { PAUSE_SECONDS = 30 };
+enum { PAUSE_SECONDS = 5 };
 static time_t last;
 
 /* Does it, unless that was seconds ago. One thread calls it. */
