@@ -1,7 +1,7 @@
 /* Memory that tritonserver has freed goes back to the system.
 
    glibc keeps what is freed between pieces that are still used, and bursts of requests leave more and more of it. Only
-   what runs within tritonserver can tell it to let go, which takes a few milliseconds. */
+   what runs within tritonserver can tell it to let go, which takes a millisecond or two. */
 
 #include <malloc.h>
 #include <time.h>
