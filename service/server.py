@@ -111,9 +111,10 @@ def _read_access(settings: Settings) -> Access:
 def _facts(settings: Settings, encoders: Sequence[Encoder], digest: str) -> dict[str, str]:
     """What this service is, for whoever compares it with others; of a checkpoint's folder only the name."""
     folder = Path(settings.checkpoint)
+    name = folder.resolve().name if folder.is_dir() else settings.checkpoint
     return {
         "version": __version__,
-        "checkpoint": folder.resolve().name if folder.is_dir() else settings.checkpoint,
+        "checkpoint": ascii(name)[1:-1],  # PyTriton can write nothing else, and it need not be text
         "revision": settings.revision or "",
         "dtype": str(encoders[0].dtype).removeprefix("torch."),
         "device": ", ".join(str(encoder.device) for encoder in encoders),

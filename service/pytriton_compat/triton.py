@@ -201,6 +201,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         (self._unloadable / "config.pbtxt").write_text(f'name: "{self._unloadable.name}" backend: "none"')
         for name, value in _HEAPS.items():
             os.environ.setdefault(name, value)  # read by glibc at the start of a process, so not by this one
+        os.environ.setdefault("PATH", os.defpath)  # PyTriton takes for granted that there is one
         open_files = max(_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         with _limit(resource.RLIMIT_STACK, _STACK_BYTES), _limit(resource.RLIMIT_NOFILE, open_files):
             self._run_server()

@@ -1,6 +1,7 @@
 """It starts every time, ends without dropping anything, and says clearly why it cannot start."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from tests.integration.reference import photographs
 from tests.integration.service_process import ServiceProcess, service, wait_for
 from tests.ports import unused_port
 
+DEMO = Path(__file__).parents[2] / "service" / "demo" / "checkpoint"
 AS_IT_SHOULD = "answered and ended with 0"
 # Three for each of two cores: they keep the machine busy themselves, and for no longer than they need.
 STARTS = 6
@@ -139,6 +141,18 @@ def test_it_becomes_ready_every_time_on_a_busy_machine(tmp_path: Path) -> None:
     with ThreadPoolExecutor(STARTS) as threads:
         outcomes = list(threads.map(_start_embed_stop, [tmp_path] * STARTS))
     assert outcomes == [AS_IT_SHOULD] * STARTS
+
+
+def test_it_starts_whatever_its_checkpoint_is_called_and_without_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = tmp_path / "modèle 模型"
+    shutil.copytree(DEMO, checkpoint)
+    monkeypatch.delenv("PATH")
+    with service(tmp_path, "--checkpoint", str(checkpoint)) as running:
+        assert post_raw(running, photographs()[0]).status_code == 200
+        config = requests.get(f"{running.url}/v2/models/embed_image/config", timeout=10).json()
+        assert config["parameters"]["checkpoint"]["string_value"] == r"mod\xe8le \u6a21\u578b"
 
 
 def test_a_taken_port_is_one_clear_line(running: ServiceProcess) -> None:
