@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from PIL import ImageColor
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -68,13 +68,13 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix=_PREFIX,
-        env_ignore_empty=True,
         frozen=True,
         extra="forbid",
         cli_prog_name="python -m service",
         cli_kebab_case=True,
         cli_hide_none_type=True,
         cli_avoid_json=True,
+        cli_parse_none_str="(none)",  # in the help; as a value, too, for which the default would take the word None
         cli_exit_on_error=False,
     )
 
@@ -152,6 +152,14 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
     log_format: Literal["text", "json"] = Field("text", description="one line an event, as text or as JSON")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_empty(cls, value: Any) -> Any:
+        """A script's variable that is not set: without its token file, say, the service would let everybody in."""
+        if value == "":
+            raise ValueError("it must have a value, or be left out for its default")
+        return value
 
     @property
     def background_rgb(self) -> tuple[int, int, int] | None:
@@ -250,4 +258,4 @@ def _describe(error: ValidationError) -> str:
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"there is no setting {name!r}; see --help"
-    return f"{name}: {first['msg']}, not {first['input']!r}"
+    return f"{name}: {first['msg'].removeprefix('Value error, ')}, not {first['input']!r}"

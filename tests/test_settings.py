@@ -128,7 +128,7 @@ def test_help_lists_every_setting_with_its_default(capsys: pytest.CaptureFixture
     for name, field in Settings.model_fields.items():
         option = options[name.replace("_", "-")]
         assert field.description and field.description in option
-        assert f"(default: {field.default})" in option
+        assert f"(default: {'(none)' if field.default is None else field.default})" in option
 
 
 # What each way of giving a setting makes of it, and what the line has to name.
@@ -166,6 +166,8 @@ BAD = [
     ("grpc_tls_key", "key.pem", "grpc_tls_cert"),
     ("grpc_tls_client_ca", "ca.pem", "grpc_tls_cert"),
     ("grpc_port", "8000", "grpc_port"),
+    # A script's variable that is not set. Without its token file the service would let everybody in.
+    *((name, "", f"{name}: it must have a value") for name in Settings.model_fields if name != "config"),
 ]
 
 
@@ -210,6 +212,11 @@ def test_what_cannot_be_read_or_combined_is_told_in_one_line(
     with pytest.raises(StartupFault) as caught:
         load(sources)
     assert words in str(caught.value) and str(caught.value).isprintable()
+
+
+def test_none_is_a_name_as_any_other(load: Callable[[Sources], Settings]) -> None:
+    """What a script in Python makes of a variable that is not set must not pass for a service without a token."""
+    assert load(Sources("", "", "--access-token-file None")).access_token_file == Path("None")
 
 
 def test_settings_are_frozen() -> None:
