@@ -79,4 +79,5 @@ def _remove_abandoned(parent: Path) -> None:
 def _remove(folder: Path) -> None:
     for segment in folder.parent.glob(f"{folder.name}-*"):
         segment.unlink(missing_ok=True)
-    shutil.rmtree(folder)
+    with contextlib.suppress(FileNotFoundError):  # whatever clears TMPDIR of old files has been there
+        shutil.rmtree(folder)

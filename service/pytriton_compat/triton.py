@@ -197,8 +197,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         """
         self._check_shared_memory()
         self._offer_libpython()
-        self._unloadable.mkdir()
-        (self._unloadable / "config.pbtxt").write_text(f'name: "{self._unloadable.name}" backend: "none"')
+        _make_unloadable_model(self._unloadable)
         for name, value in _HEAPS.items():
             os.environ.setdefault(name, value)  # read by glibc at the start of a process, so not by this one
         os.environ.setdefault("PATH", os.defpath)  # PyTriton takes for granted that there is one
@@ -255,8 +254,11 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             ServiceFailure: tritonserver is gone.
         """
         self._serving = False
-        # Moved: by now the disk may be full.
-        model = self._unloadable.rename(self._workspace.model_store_path / self._unloadable.name)
+        model = self._workspace.model_store_path / self._unloadable.name
+        # By now the disk may be full; or what clears TMPDIR of old files has been there.
+        with contextlib.suppress(FileNotFoundError):
+            self._unloadable.rename(model)
+        _make_unloadable_model(model)
         with self._admin_client() as client, contextlib.suppress(InferenceServerException):
             client.load_model(model.name, headers=self._headers)
 
@@ -423,6 +425,14 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
 def find_batch_strategy() -> Path | None:
     """The library that setup has made of `batch_strategy.c`; None where it could not."""
     return max(_HERE.glob("batchstrategy*.so"), key=os.path.getmtime, default=None)
+
+
+def _make_unloadable_model(folder: Path) -> None:
+    """Unless it is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "config.pbtxt"
+    if not config.exists():
+        config.write_text(f'name: "{folder.name}" backend: "none"')
 
 
 def _within(most: int, size: int) -> int:

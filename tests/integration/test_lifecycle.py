@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,14 +30,24 @@ AS_IT_SHOULD = "answered and ended with 0"
 STARTS = 6
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def _fill_the_disk(running: ServiceProcess) -> None:
+    running.family()[0].rlimit(psutil.RLIMIT_FSIZE, (0, 0))
+
+
+def _clear_the_files(running: ServiceProcess) -> None:
+    """As what clears a TMPDIR of files that are some days old."""
+    for folder in running.temporary.iterdir():
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(("number", "befall"), [(signal.SIGTERM, _fill_the_disk), (signal.SIGINT, _clear_the_files)])
 def test_a_signal_under_load_drops_nothing_gives_a_grace_and_leaves_nothing(
-    tmp_path: Path, number: signal.Signals
+    tmp_path: Path, number: signal.Signals, befall: Callable[[ServiceProcess], None]
 ) -> None:
     with service(tmp_path, "--shutdown-grace-s", "5") as running, load(running, clients=16) as answers:
         wait_for(lambda: len(answers) > 100)
         family = running.family()
-        family[0].rlimit(psutil.RLIMIT_FSIZE, (0, 0))  # as where the disk is full by then
+        befall(running)
         signalled_at = time.monotonic()
         # A terminal's Ctrl-C reaches the whole process group.
         os.killpg(running.process.pid, number)
