@@ -53,7 +53,7 @@ _TIFF_BYTE_TYPES = (1, 2, 6, 7)
 _TIFF_WHOLE_NUMBERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 _TIFF_COMPRESSION = 259
 # libtiff's own; not WebP, JPEG 2000 and others that few programs write.
-_TIFF_COMPRESSIONS = (1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32809, 32946, 34676, 34677, 34925, 50000)
+_TIFF_COMPRESSIONS = {1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32809, 32946, 34676, 34677, 34925, 50000}
 _STRIP_AND_TILE_SIZES = (279, 325)
 _STRIP_AND_TILE_TAGS = (273, 324, *_STRIP_AND_TILE_SIZES)
 _ORIENTATION = 0x0112
@@ -278,11 +278,11 @@ def _check_tiff(data: bytes) -> None:
                 f"a TIFF of more than {MAX_TAG_VALUES} strips, tiles or values of a tag is not read; "
                 "save it with larger strips"
             )
-        for compression in _tiff_numbers(data, kind, 1, values) if tag == _TIFF_COMPRESSION else ():
-            if compression not in _TIFF_COMPRESSIONS:
-                raise UnsupportedFormat(
-                    f"a TIFF of compression {compression} is not read; save it uncompressed, or with LZW or JPEG"
-                )
+        compression = _tiff_numbers(data, kind, 1, values) if tag == _TIFF_COMPRESSION else ()
+        if not _TIFF_COMPRESSIONS.issuperset(compression):
+            raise UnsupportedFormat(
+                f"a TIFF of compression {compression[0]} is not read; save it uncompressed, or with LZW or JPEG"
+            )
         # Some writers announce the last strip as large as the others, and one strip as large as they like.
         if tag in _STRIP_AND_TILE_SIZES and count > 1 and sum(_tiff_numbers(data, kind, count, values)) > 2 * len(data):
             raise CorruptImage("the TIFF's strips or tiles announce more bytes than it has")

@@ -111,15 +111,16 @@ def _read_access(settings: Settings) -> Access:
 def _facts(settings: Settings, encoders: Sequence[Encoder], digest: str) -> dict[str, str]:
     """What this service is, for whoever compares it with others; of a checkpoint's folder only the name."""
     folder = Path(settings.checkpoint)
-    name = folder.resolve().name if folder.is_dir() else settings.checkpoint
-    return {
+    facts = {
         "version": __version__,
-        "checkpoint": ascii(name)[1:-1],  # PyTriton can write nothing else, and it need not be text
+        "checkpoint": folder.resolve().name if folder.is_dir() else settings.checkpoint,
         "revision": settings.revision or "",
         "dtype": str(encoders[0].dtype).removeprefix("torch."),
         "device": ", ".join(str(encoder.device) for encoder in encoders),
         "fingerprint": digest,
     }
+    # PyTriton can write nothing but ASCII, and a folder's name need not even be text.
+    return {name: ascii(fact)[1:-1] for name, fact in facts.items()}
 
 
 def _introduce(encoders: Sequence[Encoder], facts: Mapping[str, str], metrics: Metrics) -> None:

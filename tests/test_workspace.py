@@ -14,7 +14,6 @@ from tests.limits import open_files
 
 RUN = """
 import sys, time
-from service.errors import StartupFault
 from service.workspace import SHARED_MEMORY, new_workspace
 with new_workspace() as folder:
     (folder / "model").write_text("weights")
