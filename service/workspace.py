@@ -11,21 +11,16 @@ import contextlib
 import fcntl
 import logging
 import os
-import re
 import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from service.errors import StartupFault
-
 logger = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
 _PREFIX = "embed-"
-# Triton starts its stubs with a shell, and puts what they are given between no quotes; PyTriton writes ASCII alone.
-_USABLE = re.compile(r"[\w/.+@=-]+", re.ASCII)
 
 
 @contextlib.contextmanager
@@ -33,13 +28,8 @@ def new_workspace() -> Iterator[Path]:
     """A new folder below TMPDIR. What killed runs of the same user have left is removed first.
 
     Shared memory that is named like the folder, followed by `-` and anything, is removed with it at the end.
-
-    Raises:
-        StartupFault: TMPDIR is a path that Triton could not use.
     """
     temporary = Path(tempfile.gettempdir())
-    if not _USABLE.fullmatch(str(temporary)):
-        raise StartupFault(f"Triton cannot use {temporary}; set TMPDIR to a path of letters, digits and /._+@=- alone")
     for parent in (temporary, SHARED_MEMORY):
         _remove_abandoned(parent)
     name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"

@@ -53,7 +53,7 @@ ALLOWED = {
     "metrics": {"access", "local_client"},
     "ports": {"errors"},
     "restarts": set[str](),
-    "workspace": {"errors"},
+    "workspace": set[str](),
     "vision_tower": set[str](),
     "pytriton_compat": {"access", "errors", "local_client", "pytriton_compat", "workspace"},
 }  # fmt: skip

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import StartupFault
 from service.workspace import SHARED_MEMORY, new_workspace
 from tests.limits import open_files
 
@@ -53,17 +52,6 @@ def test_only_what_killed_runs_have_left_is_removed(temporary: Path) -> None:
             assert [_traces(temporary, name) for name in names] == [set(), traces[1]]
             assert os.listdir(folder) == []
         living.kill()
-
-
-@pytest.mark.parametrize("name", ["my files", "größe", "$(reboot)", "a;b", "a:b", "it's", "\udce8"])
-def test_where_triton_could_not_start_its_stubs_is_refused(
-    temporary: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (temporary / name).mkdir()
-    monkeypatch.setenv("TMPDIR", str(temporary / name))
-    with pytest.raises(StartupFault, match="set TMPDIR"), new_workspace():
-        pass
-    assert os.listdir(temporary / name) == []
 
 
 def test_nothing_is_left_at_the_end_whatever_ended_it(temporary: Path) -> None:

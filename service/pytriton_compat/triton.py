@@ -44,6 +44,8 @@ _STUB_FILES = {
 }
 # What tritonclient raises; of a server that ends while it is asked, what the HTTP library beneath makes of it.
 _UNANSWERED = (OSError, http.client.HTTPException, InferenceServerException)
+# Triton starts its stubs with a shell, and puts what they are given between no quotes; PyTriton writes ASCII alone.
+_USABLE_PATH = re.compile(r"[\w/.+@=-]+", re.ASCII)
 _MAX_SOCKET_PATH = 107  # of Linux, in bytes; a longer one would show only as a start that never ends
 _DRAIN_SECONDS = 120.0
 _POLL_SECONDS = 0.05
@@ -119,7 +121,11 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             stub_bytes: the most shared memory of a stub; a batch that needs more is answered with 500, and none of it
                 stays.
             verbose: log Triton's own information, too, not only its warnings and errors.
+
+        Raises:
+            StartupFault: Triton cannot use the workspace's path.
         """
+        _check_path(workspace)
         self._folder = workspace
         self._unloadable = workspace / "draining"
         self._access = access
@@ -427,8 +433,13 @@ def find_batch_strategy() -> Path | None:
     return max(_HERE.glob("batchstrategy*.so"), key=os.path.getmtime, default=None)
 
 
+def _check_path(workspace: Path) -> None:
+    if not _USABLE_PATH.fullmatch(str(workspace)):
+        raise StartupFault(f"Triton cannot use {workspace}; set TMPDIR to a path of letters, digits and /._+@=- alone")
+
+
 def _make_unloadable_model(folder: Path) -> None:
-    """Unless it is there."""
+    """A model of no backend, unless it is there."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "config.pbtxt"
     if not config.exists():

@@ -1,5 +1,6 @@
-"""What becomes of this process when tritonserver ends in the middle of something."""
+"""What becomes of this process when tritonserver cannot start, or ends in the middle of something."""
 
+import os
 import socket
 import threading
 from pathlib import Path
@@ -8,13 +9,22 @@ from types import SimpleNamespace
 import pytest
 from pytriton.triton import TritonConfig
 
-from service.errors import ServiceFailure
+from service.errors import ServiceFailure, StartupFault
 from service.pytriton_compat.triton import Access, SupervisedTriton
 
 
 def _triton(folder: Path, http_port: int) -> SupervisedTriton:
     config = TritonConfig(http_address="127.0.0.1", http_port=http_port, allow_metrics=False)
     return SupervisedTriton(config, folder, Access(None, None, None), 2**20, verbose=False)
+
+
+@pytest.mark.parametrize("name", ["my files", "größe", "$(reboot)", "a;b", "a:b", "it's", "\udce8"])
+def test_a_path_with_which_it_could_not_start_its_stubs_is_refused(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    with pytest.raises(StartupFault, match="set TMPDIR"):
+        _triton(folder, 1)
+    assert os.listdir(folder) == []
 
 
 def test_a_server_that_ends_while_it_is_asked_is_told_in_one_line(tmp_path: Path) -> None:
