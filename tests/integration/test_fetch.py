@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from tests.integration.fake_hub import COMMIT, HUB_ID, FakeHub, fake_hub
+from tests.integration.reference import CHECKPOINT
 from tests.integration.service_process import service
 
-DEMO = Path(__file__).parents[2] / "service" / "demo" / "checkpoint"
 NEEDED = ["config.json", "model.safetensors", "preprocessor_config.json"]
 
 
 @pytest.fixture
 def hub() -> Iterator[FakeHub]:
-    files = {path.name: path.read_bytes() for path in DEMO.iterdir()}
+    files = {path.name: path.read_bytes() for path in CHECKPOINT.iterdir()}
     with fake_hub({**files, "pytorch_model.bin": b"weights in another format"}) as hub:
         yield hub
 

@@ -20,11 +20,10 @@ from tritonclient.utils import InferenceServerException
 from service.pytriton_compat.triton import find_batch_strategy
 from tests.integration.clients import embed_triton_grpc, post_raw, triton_input
 from tests.integration.load import load
-from tests.integration.reference import photographs
+from tests.integration.reference import CHECKPOINT, photographs
 from tests.integration.service_process import ServiceProcess, service, wait_for
 from tests.ports import unused_port
 
-DEMO = Path(__file__).parents[2] / "service" / "demo" / "checkpoint"
 AS_IT_SHOULD = "answered and ended with 0"
 # Three for each of two cores: they keep the machine busy themselves, and for no longer than they need.
 STARTS = 6
@@ -157,7 +156,7 @@ def test_it_starts_whatever_its_checkpoint_is_called_and_without_a_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = tmp_path / "modèle 模型"
-    shutil.copytree(DEMO, checkpoint)
+    shutil.copytree(CHECKPOINT, checkpoint)
     monkeypatch.delenv("PATH")
     with service(tmp_path, "--checkpoint", str(checkpoint)) as running:
         assert post_raw(running, photographs()[0]).status_code == 200
