@@ -74,7 +74,7 @@ class Settings(BaseSettings):
         cli_kebab_case=True,
         cli_hide_none_type=True,
         cli_avoid_json=True,
-        cli_parse_none_str="(none)",  # in the help; as a value, too, for which the default would take the word None
+        cli_parse_none_str="(none)",  # how the help shows no value; by default it is None, also as an argument
         cli_exit_on_error=False,
     )
 

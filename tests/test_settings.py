@@ -196,6 +196,7 @@ def test_a_wrong_setting_is_told_in_one_line_by_name(
         (Sources("grpc_port = 9001", "", "--http-port 9001"), "two ports are the same"),
         (Sources("", "", "--config /no/such/file.toml"), "the settings file /no/such/file.toml is not there"),
         (Sources("", "", "--config /"), "the settings file / is not there"),
+        (Sources("", "", "--config="), "config: it must have a value"),
         # Readable by its mode, but not by anybody.
         (Sources("", "", "--config /proc/self/mem"), "the settings file /proc/self/mem"),
         (Sources("lanes ="), "service.toml is not valid TOML: "),
