@@ -7,8 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-# Before anything imports torch: the same reproducible arithmetic as `python -m service` asks for.
-os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+from service.environment import ARITHMETIC
+
+# Before anything imports torch, as `python -m service` does.
+for name, value in ARITHMETIC.items():
+    os.environ.setdefault(name, value)
 
 
 @pytest.fixture
