@@ -187,7 +187,9 @@ class _ClosedLoop:
         """Each slot is timed from one of its answers to a later one.
 
         Batches are answered all at once; a window of fixed length would count a batch more or less, which at two
-        batches a window is a third.
+        batches a window is a third. What all slots have waited is divided by their turns, and not a slot at a time:
+        the mean of few waits' reciprocals is more than the reciprocal of their mean.
         """
         timed = [answers for answers in self._answers if len(answers) > 1]
-        return sum((len(answers) - 1) / (answers[-1] - answers[0]) for answers in timed)
+        turns = sum(len(answers) - 1 for answers in timed)
+        return len(timed) * turns / sum(answers[-1] - answers[0] for answers in timed) if timed else 0.0
