@@ -14,7 +14,7 @@ from perf.load.perf_analyzer import PerfAnalyzer, find_perf_analyzer
 from perf.load.protocols import Target
 from perf.replicas import row as replicas
 from perf.report import write_readme, write_report
-from perf.results import FOLDER, Results, Row, conditions, results_of_this_machine
+from perf.results import FOLDER, Row, conditions, read_results, results_of_this_machine
 from perf.rows import ROWS
 from perf.samples import MIN_ROUNDS, Findings, NotMeasured
 from service.encoder import resolve_devices
@@ -23,8 +23,9 @@ from service.errors import StartupFault
 # Python takes half a millisecond a request, so a large machine needs more than one process to be put under load.
 _CORES_A_CLIENT = 4
 _MOST_CLIENTS = 8
-# What is in the report once it has been measured, by a command of its own.
-_BESIDES = {
+# What is in the report, in its order; the last three are commands of their own.
+_TITLES = {
+    **{name: (kind.title, kind.what) for name, kind in ROWS.items()},
     "soak": (soak.TITLE, soak.WHAT),
     "replicas": (replicas.TITLE, replicas.WHAT),
     "peers": (peers.TITLE, peers.WHAT),
@@ -34,15 +35,22 @@ _BESIDES = {
 def main(arguments: Sequence[str]) -> int:
     """Measure, write the results after each row, and say where the report is."""
     options = _parse(arguments)
-    results = results_of_this_machine(options.output)
-    if options.command != "report":
+    if options.command == "report":
+        for path in sorted(options.output.glob("*.json")):
+            write_report(read_results(path), options.output, _TITLES)
+    else:
+        results = results_of_this_machine(options.output)
         with _bench(options) as bench:
             measurements = _measurements(options, bench)
             for number, (name, measure) in enumerate(measurements.items(), 1):
                 print(f"[{number} of {len(measurements)}] {name}", flush=True)
                 results.rows[name] = _measure(measure, options)
                 results.save(options.output)
-    _report(results, options.output)
+        path = write_report(results, options.output, _TITLES)
+        print(path.read_text())
+        print(f"written to {path}")
+    if options.output.resolve() == FOLDER:
+        write_readme(FOLDER, _TITLES)
     return 0
 
 
@@ -91,7 +99,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser, Collec
     commands.add_parser("replicas", parents=[common], help="restart and kill replicas behind a proxy, as root")
     load = commands.add_parser("load", parents=[common, rounds], help="put any endpoints under load, side by side")
     peers.add_arguments(load)
-    commands.add_parser("report", parents=[common], help="write the report again from the results")
+    commands.add_parser("report", parents=[common], help="write all reports again from the results")
     return parser, run, commands.choices
 
 
@@ -133,13 +141,3 @@ def _measure(measure: Callable[[], Findings], options: argparse.Namespace) -> Ro
     except (NotMeasured, OSError) as reason:
         print(f"not measured: {reason}", flush=True)
         return Row(before, Findings(), str(reason))
-
-
-def _report(results: Results, folder: Path) -> None:
-    titles = {name: (kind.title, kind.what) for name, kind in ROWS.items()}
-    titles.update({name: title for name, title in _BESIDES.items() if name in results.rows})
-    path = write_report(results, folder, titles)
-    if folder.resolve() == FOLDER:
-        write_readme(folder, titles)
-    print(path.read_text())
-    print(f"written to {path}")

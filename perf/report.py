@@ -47,16 +47,16 @@ def _about(results: Results) -> str:
 
 
 def _summary(results: Results, titles: dict[str, tuple[str, str]]) -> list[str]:
-    """The table that stands first: one line a figure."""
+    """The table that stands first, one line a figure, and what has never been run there."""
     lines = []
     for name, (title, _) in titles.items():
-        row = results.rows.get(name)
-        if row is None or row.not_measured:
-            lines.append([title, "", f"not measured: {row.not_measured if row else 'not run yet'}", "", "", ""])
-        else:
+        if row := results.rows.get(name):
             figures = [[title, *_cells(figure)] for figure in row.findings.figures]
-            lines += figures or [[title, "", "see its table", "", "", ""]]
-    return _markdown_table(["row", "figure", "median (range)", "target", "reached", "of what"], lines)
+            reason = f"not measured: {row.not_measured}" if row.not_measured else "see its table"
+            lines += figures or [[title, "", reason, "", "", ""]]
+    table = _markdown_table(["row", "figure", "median (range)", "target", "reached", "of what"], lines)
+    missing = [title for name, (title, _) in titles.items() if name not in results.rows]
+    return [*table, "", f"Not run there: {'; '.join(missing)}."] if missing else table
 
 
 def _cells(figure: Figure) -> list[str]:

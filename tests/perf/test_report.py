@@ -48,7 +48,7 @@ def test_the_report_has_figures_tables_plots_and_reasons(results: Results, tmp_p
     assert "| Efficiency | raw \\| HTTP | 0.9 (0.9 to 0.9) | at least 0.95 | **no** | 9 / 10 images/s |" in text
     assert "| Growth | 60 | not enough samples (4 of 5 rounds) |  |  |  |" in text
     assert "| Gpu-Encoder |  | not measured: no CUDA device |" in text
-    assert "| Start |  | not measured: not run yet |" in text
+    assert "Not run there: Start." in text
     assert "| 60 | 1234 (1234 to 1234) | 9 (9 to 9) | 9.5 (9.5 to 9.5) |" in text
     assert "A note." in text and "Not measured: no CUDA device" in text
     assert sorted(path.name for path in tmp_path.glob("*.svg")) == ["box-growth.svg", "box-stages.svg"]
