@@ -1,7 +1,8 @@
 """The command line: arguments -> a run, its report, and an exit code that tells.
 
 Comes in: words. Goes out: 0 when all is embedded, 1 when some images failed, 2 when the command cannot be carried out
-as it stands, 3 when the service cannot be reached, 128 and the signal's number after SIGINT or SIGTERM.
+as it stands, 3 when the service cannot be reached or the run fails in a way that nobody has foreseen, 128 and the
+signal's number after SIGINT or SIGTERM.
 """
 
 import argparse
@@ -11,11 +12,15 @@ import os
 import re
 import shlex
 import signal
+import traceback
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pyarrow as pa
+
 from service.client.job import Job, Sending, Unreachable
+from service.client.locks import Busy
 from service.client.over_http import connect_http
 from service.client.progress import Progress, say
 from service.client.results import CannotWrite, Outcomes, open_results
@@ -41,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _parse(arguments)
     try:
         return asyncio.run(_embed(options, arguments))
-    except (NothingToDo, NotListed, Refused, CannotWrite, ImageFailed, OSError) as error:
+    except (NothingToDo, NotListed, Refused, CannotWrite, Busy, ImageFailed, OSError, pa.ArrowException) as error:
         return _complain(error, 2)
     except ModuleNotFoundError as error:
         return _complain(f"{error}; gRPC needs 'tritonclient[grpc]'", 2)
@@ -49,6 +54,9 @@ def main(arguments: Sequence[str]) -> int:
         return _complain(f"{options.url} does not answer: {error}", 3)
     except KeyboardInterrupt:
         return _complain("ended at once; what was in flight is lost", 128 + signal.SIGINT)
+    except Exception as error:  # or Python would end it with 1, as if all but a few images were embedded
+        traceback.print_exc()
+        return _complain(f"{type(error).__name__}: {error}", 3)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -68,7 +76,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     option("--max-image-bytes", type=_positive, default=2**25, metavar="N", help="larger files fail (default: 32 MiB)")
     option("--model", default="embed_image", help="the model's name (default: embed_image)")
     option("--token-file", type=Path, metavar="FILE", help="file with the service's access token")
-    option("--ca-file", metavar="FILE", help="PEM file of the authorities to trust, instead of the system's")
+    option("--ca-file", metavar="FILE", help="PEM file of the authorities to trust, and no others")
     option("--cert-file", metavar="FILE", help="PEM file of the certificate that this client proves itself with")
     option("--key-file", metavar="FILE", help="PEM file of that certificate's key")
     return parser.parse_args(arguments)

@@ -19,6 +19,8 @@ from service.client.transport import ImageFailed, Refused, Served, Transport, Tr
 
 # What a killed process loses is what was answered in these seconds.
 PART_SECONDS = 30.0
+# A replica that comes or goes may not answer the one question whether the service is there.
+_SIGN_OF_LIFE = Patience(total=30.0)
 # Images that are read ahead, so that no request waits for a file.
 _READERS = 16
 
@@ -96,7 +98,7 @@ class Job:
             self._rows.append(row)
             self.progress.count(1, int(row.error is not None), self._images.total)
             if len(self._rows) >= PART_ROWS:
-                await self._save()
+                await self._save(PART_ROWS)
 
     async def _row(self, image: Image) -> Row:
         if image.error is not None:
@@ -119,16 +121,21 @@ class Job:
             Unreachable: it does not.
         """
         try:
-            await self._transport.served()
-        except TryAgain:
+            await persist(self._transport.served, _SIGN_OF_LIFE, self.stop)
+        except GaveUp:
             raise Unreachable(str(reason)) from reason
         return failure("no_answer", str(reason))
 
-    async def _save(self) -> None:
-        """Keep what is answered, unless another service has taken the place of the one that was asked."""
-        with contextlib.suppress(TryAgain):
-            if (served := await self._transport.served()) != self._served:
-                raise Refused(f"the service was of {self._served}; now it is of {served}")
+    async def _save(self, least: int = 0) -> None:
+        """Keep what is answered, unless another service has taken the place of the one that was asked.
+
+        Nothing is done where it is fewer than `least` rows, as others have kept them meanwhile.
+        """
         async with self._saving:
+            if len(self._rows) < least:
+                return
             rows, self._rows = self._rows, []
+            with contextlib.suppress(TryAgain):
+                if (served := await self._transport.served()) != self._served:
+                    raise Refused(f"the service was of {self._served}; now it is of {served}")
             await asyncio.to_thread(self._results.write, rows)

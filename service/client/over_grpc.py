@@ -35,6 +35,10 @@ _NO_TOKEN = "This protocol is restricted"
 _UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 # By itself gRPC waits for up to two minutes between attempts to connect again.
 _RECONNECT = [("grpc.initial_reconnect_backoff_ms", 500), ("grpc.max_reconnect_backoff_ms", 5000)]
+# By itself gRPC notices only after a quarter of an hour that a machine has gone without a word.
+_KEEPALIVE = [("grpc.keepalive_time_ms", 60_000), ("grpc.http2.ping_timeout_ms", 20_000)]
+# As over HTTP: the address is the service's own, whatever proxy the environment has for the web.
+_DIRECT = [("grpc.enable_http_proxy", 0)]
 # Calls take turns over all addresses that a name has, such as those of a headless Service's pods.
 _BALANCED = [("grpc.lb_policy_name", "round_robin")]
 
@@ -43,7 +47,7 @@ _BALANCED = [("grpc.lb_policy_name", "round_robin")]
 async def connect_grpc(url: str, model: str, access: Access, request_seconds: float) -> AsyncIterator["GrpcTransport"]:
     """A connection to `grpc://host:port`, or in TLS to `grpcs://host:port`."""
     scheme, _, target = url.partition("://")
-    options = [*_UNLIMITED, *_RECONNECT, *_BALANCED]
+    options = [*_UNLIMITED, *_RECONNECT, *_KEEPALIVE, *_DIRECT, *_BALANCED]
     if scheme == "grpcs":
         channel = grpc.aio.secure_channel(target, _tls(access), options=options)
     else:

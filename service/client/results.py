@@ -11,9 +11,7 @@ the parts stay, for the next run to go on from.
 
 import contextlib
 import csv
-import fcntl
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -23,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from service.client.locks import locked
 from service.client.rows import FORMAT, Origin, Row, schema_of, table_of
 
 PART_ROWS = 10_000
@@ -52,23 +51,19 @@ def open_results(out: Path, origin: Origin, dimension: int, folder: str = "") ->
         folder: the path that ids are relative to; empty where they are names as they were given.
 
     Raises:
-        CannotWrite: it has another origin, or ids of another folder, or cannot be read, or another run is writing it.
+        CannotWrite: it has another origin, or ids of another folder, or cannot be read.
+        Busy: another run is writing it.
         OSError: as for any file.
     """
     parts = Path(f"{out}.parts")
     parts.mkdir(parents=True, exist_ok=True)
-    lock = os.open(parts, os.O_RDONLY)
     try:
-        try:
-            # Two runs would write the same parts. The lock is gone with the process, however it ends.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CannotWrite(f"another run is writing {out}") from error
-        yield Results(out, parts, origin, dimension, folder)
+        # Two runs would write the same parts.
+        with locked(parts / ".lock", out):
+            yield Results(out, parts, origin, dimension, folder)
     finally:
-        with contextlib.suppress(OSError):  # not empty, or gone
+        with contextlib.suppress(OSError):  # it is not empty, be it for the lock of another run
             parts.rmdir()
-        os.close(lock)
 
 
 class Results:
@@ -105,7 +100,9 @@ class Results:
             self._write_npy(outcomes)
         elif self._part_files() or not self._out.exists():
             _replace(self._out, lambda file: self._write_parquet(file, outcomes))
-            shutil.rmtree(self._parts)
+            # The oldest first: of those that are left, should this be the end, still the latest counts.
+            for path in (*self._part_files(), *self._parts.glob(".*.unfinished")):
+                path.unlink()
         return outcomes
 
     def _check(self, origin: Origin, folder: str) -> str:

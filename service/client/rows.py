@@ -39,9 +39,9 @@ class Origin:
         return ", ".join(f"{name} {value or 'unknown'}" for name, value in asdict(self).items())
 
     @classmethod
-    def of(cls, metadata: Mapping[bytes, bytes] | None) -> "Origin":
+    def of(cls, metadata: Mapping[bytes, bytes]) -> "Origin":
         """The origin in a parquet file's metadata; empty where there is none."""
-        return cls(*((metadata or {}).get(name.encode(), b"").decode() for name in cls.__dataclass_fields__))
+        return cls(*(metadata.get(name.encode(), b"").decode() for name in cls.__dataclass_fields__))
 
 
 def schema_of(origin: Origin, dimension: int) -> pa.Schema:

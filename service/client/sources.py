@@ -10,6 +10,7 @@ are still to come, are held in memory.
 import errno
 import glob
 import os
+import re
 import stat
 import sys
 import threading
@@ -24,12 +25,24 @@ _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
 SUFFIXES = (*_JPEG, ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif")
 # Of files that are left out, the most frequent.
 _KINDS = 5
+# What a file's own name, kind or rights lead to, and not the disk or the network that it is on.
+_OF_A_FILE = {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,
+}
+# All that some reader or other takes for the end of a line.
+_LINE_ENDS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 # Where a link leads that is broken, runs in a circle, or ends in a folder where nobody may look.
 _NOTHING = 0
 
 
 class NotListed(Exception):
-    """The source cannot be listed to its end. `str(error)` is its name, and why."""
+    """The source cannot be listed to its end, or not be read any more. `str(error)` is its name, and why."""
 
 
 class Image(NamedTuple):
@@ -84,7 +97,7 @@ class Images:
     Attributes:
         total: how many there are to embed; None until all are listed.
         done: how many are left out so far, as ids that are known.
-        failure: why the source cannot be listed to its end, if so.
+        failure: why the source cannot be listed to its end, or not be read any more, if so.
         left_out: what else the source holds.
     """
 
@@ -113,10 +126,16 @@ class Images:
         if name is None or self._closed:
             self._names.put(None)  # for the others that wait
             return None
+        path = os.path.join(self._folder, name)
         try:
-            data = _read(os.path.join(self._folder, name), self._max_bytes + 1)
+            data = _read(path, self._max_bytes + 1)
         except (OSError, ValueError) as error:  # a ValueError: a name with a zero byte
-            return Image(id_of(name), b"", f"unreadable: {getattr(error, 'strerror', None) or error}")
+            reason = getattr(error, "strerror", None) or error
+            if isinstance(error, OSError) and self._is_gone(os.path.dirname(path)):
+                self.failure = NotListed(f"{path}: {reason}; the others cannot be read either")
+                self.close()
+                return None
+            return Image(id_of(name), b"", f"unreadable: {reason}")
         if len(data) > self._max_bytes:
             return Image(id_of(name), b"", f"too_many_bytes: over {self._max_bytes} bytes (--max-image-bytes)")
         return Image(id_of(name), data)
@@ -125,6 +144,16 @@ class Images:
         """No more images, also for those that wait for one."""
         self._closed = True
         self._names.put(None)
+
+    def _is_gone(self, parent: str) -> bool:
+        """Whether no image can be read any more, as where a mount is gone or no more files can be opened."""
+        try:
+            with os.scandir(parent or os.curdir) as entries:
+                next(entries, None)
+        except OSError as error:
+            if error.errno not in _OF_A_FILE:
+                return True
+        return bool(self._folder) and not has_entries(self._folder)
 
     def _list(self) -> None:
         total = 0
@@ -202,6 +231,15 @@ def _kind(entry: os.DirEntry[str]) -> int:
         return _NOTHING
 
 
+def has_entries(folder: str) -> bool:
+    """Whether a folder is there and not empty, which is what a place looks like where nothing is mounted any more."""
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
+
+
 def folder_of(source: str) -> str:
     """The folder that a source's ids are relative to; empty where they are names as they are given."""
     return source if source != "-" and os.path.isdir(source) else ""
@@ -218,4 +256,5 @@ def _read(path: str, most: int) -> bytes:
 
 def id_of(name: str) -> str:
     """A file's name as one line of UTF-8 text, which names on Linux need not be."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace").replace("\n", "\\n")
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return _LINE_ENDS.sub(lambda end: end[0].encode("unicode_escape").decode(), text)

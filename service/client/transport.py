@@ -40,7 +40,7 @@ class Access:
 
     Attributes:
         token: what inference asks for, or None.
-        ca: PEM file of the authorities to trust, or None for the system's.
+        ca: PEM file of the authorities to trust, or None for the system's over HTTP, and gRPC's own over gRPC.
         certificate, key: PEM files that this client proves itself with, or None.
     """
 

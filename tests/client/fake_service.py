@@ -40,12 +40,18 @@ class FakeService(ThreadingHTTPServer):
         self.gate = threading.Event()
         self.is_gone = False
         self.asked: Counter[str] = Counter()
+        self.answered = 0
+        self.connections = 0
         self.lock = threading.Lock()
 
     def go(self) -> None:
         """From now on, every connection ends without an answer."""
         self.is_gone = True
         self.gate.set()
+
+    def verify_request(self, *_: object) -> bool:
+        self.connections += 1
+        return True
 
     def handle_error(self, *_: object) -> None:
         """Clients that are killed are no news."""
@@ -94,6 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Location", f"/moved{self.path}")
         self.end_headers()
         self.wfile.write(body)
+        self.server.answered += self.command == "POST"
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""

@@ -1,5 +1,6 @@
 """The client against a service that answers as each image says: what is sent again, kept, gone on from, and told."""
 
+import errno
 import os
 import signal
 import ssl
@@ -7,16 +8,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from service.client import command, job, sources
+from service.client import command, job, over_http, sources
 from service.client.command import main
 from service.client.retry import Patience
+from service.client.transport import Served, TryAgain
 from tests.client.fake_service import DIMENSION, FakeService
 
 REPOSITORY = Path(__file__).parents[2]
@@ -89,6 +91,19 @@ def _when(condition: Callable[[], object], act: Callable[[], None]) -> None:
     threading.Thread(target=wait_and_act).start()
 
 
+def _refusing_once(served: Callable[..., Awaitable[Served]]) -> Callable[..., Awaitable[Served]]:
+    """`served`, which after its first answer gives none, once."""
+    asked: list[object] = []
+
+    async def refuse_once(transport: object) -> Served:
+        asked.append(transport)
+        if len(asked) == 2:
+            raise TryAgain("a replica is stopping")
+        return await served(transport)
+
+    return refuse_once
+
+
 def test_what_may_succeed_later_is_sent_again_and_nothing_else(fake: FakeService, tmp_path: Path, out: Path) -> None:
     again = ["503 503 200", "404 200", "500 200", "breaks 200", "400-of-a-neighbour 200"]
     images = _images(tmp_path / "images", "200", *again)
@@ -131,6 +146,7 @@ def test_names_come_from_stdin_or_a_pattern_and_each_is_embedded_once(
     (tmp_path / "-").mkdir()
     odd = os.fsdecode(b"caf\xe9.jpg")
     (images / odd).write_text("200 #5")
+    (images / "a\r\u2028b.JPG").write_text("200 #6")
     names = [str(images / f"{number}.JPG") for number in (0, 2, 0)] + [str(images / odd)]
     text = "".join(f"{name}\n" for name in names)
     listed = subprocess.run(
@@ -144,7 +160,7 @@ def test_names_come_from_stdin_or_a_pattern_and_each_is_embedded_once(
     assert not pq.read_schema(out).metadata[b"folder"], "a list has none, also beside a folder of that name"
     assert main(_arguments(f"{images}/**/*.JPG", fake, out.with_suffix(".npy"))) == 0
     ids = Path(f"{out.with_suffix('.npy')}.ids.txt").read_text().splitlines()
-    assert sorted(ids) == sorted(str(path) for path in images.rglob("*.JPG"))
+    assert sorted(ids) == sorted([*(str(path) for path in images.rglob("?.JPG")), f"{images}/a\\r\\u2028b.JPG"])
 
 
 def test_a_npy_has_the_same_rows_as_a_parquet_file(fake: FakeService, tmp_path: Path, out: Path) -> None:
@@ -176,6 +192,96 @@ def test_a_run_that_was_killed_goes_on_and_every_image_is_there_once(
     assert main(_arguments(images, fake, out)) == 0
     assert _embeddings(out) == _expected(103)
     assert {fake.asked[f"200 #{number}"] for number in done} == {1}
+
+
+def test_a_run_that_is_refused_takes_nothing_from_the_one_that_goes_on(
+    fake: FakeService, tmp_path: Path, out: Path
+) -> None:
+    """Before its first part, of which the refused one took the folder away."""
+    images = _images(tmp_path / "images", *["waits"] * 3)
+    with _start(*_arguments(images, fake, out)) as run:
+        _wait_for(lambda: len(fake.asked) == 3)
+        assert [main(_arguments(images, fake, out)) for _ in range(2)] == [2, 2]
+        fake.gate.set()
+    assert run.returncode == 0 and _embeddings(out) == _expected(3)
+    assert sorted(tmp_path.iterdir()) == [out, images]
+
+
+def test_a_source_that_is_gone_ends_the_run_and_blames_no_image(
+    fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where a mount is gone, which leaves an empty folder."""
+    images, elsewhere = _images(tmp_path / "images", *["waits"] * 50), tmp_path / "elsewhere"
+
+    def unmount() -> None:
+        images.rename(elsewhere)
+        images.mkdir()
+        fake.gate.set()
+
+    _when(lambda: len(fake.asked) == 2, unmount)
+    assert main(_arguments(images, fake, out, "--in-flight", "2")) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"error: {images}/")
+    assert said.endswith("No such file or directory; the others cannot be read either")
+    kept = _embeddings(Path(f"{out}.parts"))
+    assert 2 <= len(kept) < 50 and len(_rows(Path(f"{out}.parts"))) == len(kept)
+    images.rmdir()
+    elsewhere.rename(images)
+    assert main(_arguments(images, fake, out)) == 0
+    assert _embeddings(out) == _expected(50)
+
+
+def test_what_ails_more_than_a_file_is_not_taken_for_the_files_own(
+    fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, scandir = _images(tmp_path / "images", "200"), os.scandir
+
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def fail_there(folder: str | Path) -> object:
+        return fail() if str(folder) == str(images) else scandir(folder)
+
+    monkeypatch.setattr(sources, "_read", fail)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", fail_there)
+        assert main(_arguments(f"{images}/0.JPG", fake, out)) == 2
+    said = capsys.readouterr().err
+    assert said.endswith(f"error: {images}/0.JPG: Input/output error; the others cannot be read either\n")
+    assert main(_arguments(f"{images}/0.JPG", fake, out)) == 1, "a bad sector is the file's own"
+    assert _rows(out)[f"{images}/0.JPG"][1] == "unreadable: Input/output error"
+
+
+def test_what_nobody_has_foreseen_is_not_taken_for_a_run_with_failed_images(
+    fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: job.Job) -> None:
+        raise RuntimeError("odd")
+
+    monkeypatch.setattr(job.Job, "run", fail)
+    assert main(_arguments(_images(tmp_path / "images", "200"), fake, out)) == 3
+    assert capsys.readouterr().err.endswith("\nerror: RuntimeError: odd\n")
+
+
+def test_one_unanswered_question_ends_no_run(
+    fake: FakeService, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(over_http.HttpTransport, "served", _refusing_once(over_http.HttpTransport.served))
+    images = _images(tmp_path / "images", "503", "200")
+    assert main(_arguments(images, fake, out, "--timeout", "0.2")) == 1
+    assert _rows(out)["0.JPG"][1] == "no_answer: HTTP 503: Exceeds maximum queue size"
+
+
+def test_connections_are_opened_anew_now_and_then(
+    fake: FakeService, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or replicas that join would never be sent anything."""
+    images = _images(tmp_path / "images", *["200"] * 10)
+    assert main(_arguments(images, fake, tmp_path / "first.parquet", "--in-flight", "1")) == 0
+    assert fake.connections <= 2
+    monkeypatch.setattr(over_http, "_REQUESTS_A_CONNECTION", 1)
+    assert main(_arguments(images, fake, out, "--in-flight", "1")) == 0
+    assert fake.connections >= 10 and set(fake.asked.values()) == {2}
 
 
 def test_an_interrupted_run_keeps_what_was_in_flight_and_says_how_to_go_on(
@@ -241,7 +347,8 @@ def test_a_service_that_is_gone_ends_the_run_and_blames_no_image(
     fake: FakeService, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = _images(tmp_path / "images", "200", "waits")
-    _when(lambda: len(fake.asked) == 2, fake.go)
+    monkeypatch.setattr(job, "_SIGN_OF_LIFE", Patience(total=0))
+    _when(lambda: fake.answered and len(fake.asked) == 2, fake.go)
     assert main(_arguments(images, fake, out, "--timeout", "1")) == 3
     assert _embeddings(Path(f"{out}.parts")) == _expected(1)
     monkeypatch.setattr(command, "_FIRST_ANSWER", Patience(total=0))

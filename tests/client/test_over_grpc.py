@@ -1,9 +1,11 @@
 """Over gRPC, calls are shared out over all addresses of a service, and its configuration says what it does unasked."""
 
 import asyncio
-from collections.abc import Iterator
+import socket
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
@@ -11,8 +13,9 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from service.client import over_grpc
 from service.client.over_grpc import connect_grpc
-from service.client.transport import Access, Refused, Served
+from service.client.transport import Access, Refused, Served, TryAgain
 
 CALLS = 40
 
@@ -50,6 +53,34 @@ def replicas() -> Iterator[dict[str, Replica]]:
         yield found
 
 
+@contextmanager
+def _forwarded(upstream: str) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Another address of `upstream`, for one connection, and what makes it swallow all that comes."""
+    host, port = upstream.split(":")
+    is_silent = threading.Event()
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        inner = stack.enter_context(socket.create_connection((host, int(port))))
+
+        def pump(source: socket.socket, target: socket.socket) -> None:
+            while data := source.recv(2**16):
+                if not is_silent.is_set():
+                    target.sendall(data)
+
+        def forward() -> None:
+            with suppress(OSError), listener.accept()[0] as outer:
+                back = threading.Thread(target=pump, args=(inner, outer), daemon=True)
+                back.start()
+                pump(outer, inner)
+                inner.shutdown(socket.SHUT_RDWR)
+                back.join()
+
+        thread = threading.Thread(target=forward)
+        thread.start()
+        yield "{}:{}".format(*listener.getsockname()), is_silent.set
+        thread.join()
+
+
 def _stop(server: Any) -> None:
     server.stop(None).wait()
 
@@ -66,6 +97,34 @@ def test_replicas_behind_one_name_get_equal_shares(replicas: dict[str, Replica])
             assert [now - then for now, then in zip(answered, before, strict=True)] == [CALLS / 2] * 2
 
     asyncio.run(asyncio.wait_for(embed(), 60))
+
+
+def test_a_service_is_reached_directly_whatever_proxy_there_is(
+    replicas: dict[str, Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def embed() -> None:
+        async with connect_grpc(f"grpc://{next(iter(replicas))}", "embed_image", Access(), 5) as transport:
+            await transport.embed(b"image")
+
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    asyncio.run(embed())
+
+
+def test_a_machine_that_has_gone_without_a_word_is_noticed(
+    replicas: dict[str, Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(over_grpc, "_KEEPALIVE", [(name, 500) for name, _ in over_grpc._KEEPALIVE])
+
+    async def embed(address: str, silence: Callable[[], None]) -> None:
+        async with connect_grpc(f"grpc://{address}", "embed_image", Access(), 300) as transport:
+            await transport.embed(b"image")
+            silence()
+            with pytest.raises(TryAgain, match="UNAVAILABLE"):
+                await transport.embed(b"image")
+
+    with _forwarded(next(iter(replicas))) as (address, silence):
+        asyncio.run(asyncio.wait_for(embed(address, silence), 60))
 
 
 def test_what_the_service_does_unasked_is_known_before_the_first_image(replicas: dict[str, Replica]) -> None:
