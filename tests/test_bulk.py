@@ -13,18 +13,20 @@ import pytest
 import ray
 
 from service.bulk.cluster import Shares, divide
-from service.bulk.command import main
+from service.bulk.command import _report, main
 from service.bulk.embedder import Embedder
-from service.bulk.folder import Busy, Folder
+from service.bulk.folder import Folder
 from service.bulk.plan import Mismatch, Plan
 from service.bulk.strikes import Strikes
 from service.bulk.worker import Site, Worker
+from service.client.locks import Busy
+from service.client.progress import Progress
 from service.client.rows import Origin
 from service.client.sources import LeftOut
 from service.cores import Cores
 from service.demo.drawings import draw
 from service.encoder import Encoder
-from service.errors import StartupFault
+from service.errors import ServiceFailure, StartupFault
 from service.settings import load_settings
 from tests.images import sample
 
@@ -183,6 +185,54 @@ def test_a_chunk_that_is_dealt_again_keeps_its_part_unless_that_is_broken(
     after = [part.stat().st_mtime_ns for part in parts]
     assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, True]
     assert len(_rows(out)) == 10 and not _errors(out)
+
+
+def test_parts_that_cannot_be_read_do_not_count_as_embedded(
+    lake: Path, out: Folder, embedder: Embedder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _work(lake, out, embedder)
+    plan = _plan(lake, out, Origin(embedder.fingerprint, "embed_image", "False"))
+    assert _report("OUT", out, plan, Progress(), LeftOut()) == 0
+    Path(out.path, plan.chunks[0].part).unlink()
+    assert _report("OUT", out, plan, Progress(), LeftOut()) == 1
+    said = capsys.readouterr().err
+    assert "OUT: 10 embeddings" in said and "OUT: 6 embeddings" in said and "the parts of 4 images cannot be" in said
+
+
+@pytest.mark.parametrize("filesystem", [pa.fs.LocalFileSystem(), pa.fs.SubTreeFileSystem("/", pa.fs.LocalFileSystem())])
+def test_a_source_that_is_gone_ends_the_worker_and_blames_no_image(
+    lake: Path, out: Folder, embedder: Embedder, filesystem: pa.fs.FileSystem
+) -> None:
+    origin = Origin(embedder.fingerprint, "embed_image", "False")
+    chunk, worker = (
+        _plan(lake, out, origin).chunks[0],
+        Worker(SETTINGS, 1, Site(Folder(filesystem, str(lake)), out, origin)),
+    )
+    lake.rename(lake.with_name("elsewhere"))
+    with pytest.raises(ServiceFailure, match="is out of reach"):
+        worker({**chunk._asdict(), "to_do": chunk.images, "again": False})
+    assert not out.tables()
+
+
+class _Store:
+    """An object store that cannot move an object, as Azure's without hierarchical namespaces."""
+
+    type_name = "abfs"
+
+    def __init__(self) -> None:
+        self._files = pa.fs.LocalFileSystem()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "move":
+            raise NotImplementedError
+        return getattr(self._files, name)
+
+
+def test_an_object_store_that_cannot_move_objects_is_enough(tmp_path: Path) -> None:
+    store = Folder(_Store(), str(tmp_path))
+    table = pa.table({"id": ["a"]})
+    store.write_table("0.parquet", table)
+    assert store.tables() == ["0.parquet"] and store.open_table("0.parquet").read() == table
 
 
 def test_what_failed_is_embedded_again_on_demand_only(lake: Path, out: Folder, embedder: Embedder) -> None:

@@ -1,22 +1,25 @@
 """The command line: arguments -> a run, its report, and an exit code that tells.
 
 Comes in: words. Goes out: 0 when all is embedded, 1 when some images failed, 2 when the command cannot be carried out
-as it stands, 3 when the workers cannot go on, 128 and the signal's number after SIGINT or SIGTERM.
+as it stands, 3 when the workers cannot go on or the run fails in a way that nobody has foreseen, 128 and the
+signal's number after SIGINT or SIGTERM.
 """
 
 import argparse
 import os
 import shlex
 import signal
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import pyarrow as pa
 
-from service.bulk.folder import Busy, Folder
+from service.bulk.folder import Folder
 from service.bulk.plan import Chunk, Mismatch, Plan, errors_of
 from service.bulk.strikes import Strikes
+from service.client.locks import Busy
 from service.client.progress import Progress, say
 from service.client.rows import Origin, report
 from service.client.sources import LeftOut
@@ -54,6 +57,9 @@ def main(arguments: Sequence[str]) -> int:
         say("stopped; all parts that are done are kept. To go on:")
         say(f"  python -m service.bulk {shlex.join(arguments)}")
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+    except Exception as error:  # or Python would end it with 1, as if all but a few images were embedded
+        traceback.print_exc()
+        return _complain(f"{type(error).__name__}: {error}", 3)
 
 
 def _interrupt(number: int, _: object) -> NoReturn:
@@ -132,8 +138,11 @@ def _follow(answers: Iterable[Mapping[str, int]], total: int) -> Progress:
 
 def _report(where: str, out: Folder, plan: Plan, progress: Progress, left_out: LeftOut) -> int:
     failed, planned = plan.failed(), sum(chunk.images for chunk in plan.chunks)
-    embedded, rate = planned - sum(failed.values()), progress.done / progress.seconds
+    there, rate = sum(chunk.images for chunk in failed), progress.done / progress.seconds
+    embedded = there - sum(failed.values())
     say(f"{where}: {embedded:,} embeddings; in this run {progress.done:,} images, {rate:,.1f} a second")
+    if there < planned:
+        say(f"the parts of {planned - there:,} images cannot be read (yet); the same command goes on with them")
     errors = errors_of(out, [chunk for chunk, count in failed.items() if count])
     for line in (*report(errors), *left_out.lines()):
         say(line)

@@ -5,22 +5,22 @@ and tables. It must not know what is in them.
 """
 
 import contextlib
-import fcntl
 import os
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from service.client.sources import SUFFIXES, LeftOut, walk
+from service.client.locks import locked
+from service.client.sources import SUFFIXES, LeftOut, has_entries, walk
 
-
-class Busy(Exception):
-    """Another run writes into the folder."""
+# In these, a file appears when it is complete, as an object. Not all of them can move one.
+_OBJECT_STORES = ("s3", "gcs", "abfs")
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,15 @@ class Folder:
     def below(self, name: str) -> "Folder":
         """A folder in this one."""
         return Folder(self.filesystem, f"{self.path}/{name}")
+
+    def is_there(self) -> bool:
+        """Whether it can be looked at, and is no empty folder where something was mounted."""
+        if self.is_local:
+            return has_entries(self.path)
+        try:
+            return bool(self.filesystem.get_file_info(self.path).type != pa.fs.FileType.NotFound)
+        except OSError:
+            return False
 
     def images(self, left_out: LeftOut) -> Iterator[str]:
         """Names of all images below, relative to the folder; `left_out` gets to know what else is there.
@@ -123,31 +132,43 @@ class Folder:
             OSError: it cannot be written.
         """
         self.filesystem.create_dir(self.path, recursive=True)
+        content = pa.BufferOutputStream()
+        pq.write_table(table, content, **options)
+        if self.filesystem.type_name in _OBJECT_STORES:
+            self._put(name, content.getvalue())
+            return
         # A name with a dot, which those who read all of a folder pass over.
-        unfinished = f"{self.path}/.{name}.{uuid.uuid4().hex}.unfinished"
-        pq.write_table(table, unfinished, filesystem=self.filesystem, **options)
-        self.filesystem.move(unfinished, f"{self.path}/{name}")
+        unfinished = f".{name}.{uuid.uuid4().hex}.unfinished"
+        self._put(unfinished, content.getvalue())
+        if self.is_local:
+            _keep(f"{self.path}/{unfinished}")
+        self.filesystem.move(f"{self.path}/{unfinished}", f"{self.path}/{name}")
+
+    def _put(self, name: str, content: pa.Buffer) -> None:
+        stream = self.filesystem.open_output_stream(f"{self.path}/{name}")
+        stream.write(content)
+        stream.close()  # not where writing has failed: it makes an object of what is there
 
     @contextlib.contextmanager
     def for_one_run(self) -> Iterator[None]:
-        """Keep other runs of this machine out of a local folder; object stores have no locks.
+        """Keep other runs out of a local folder; object stores have no locks.
 
         Raises:
             Busy: another run is in it.
             OSError: it cannot be made.
         """
         self.filesystem.create_dir(self.path, recursive=True)
-        if not self.is_local:
+        with locked(Path(self.path, ".lock"), self.path) if self.is_local else contextlib.nullcontext():
             yield
-            return
-        folder = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process, however it ends
-            yield
-        except BlockingIOError as error:
-            raise Busy(f"another run is writing into {self.path}") from error
-        finally:
-            os.close(folder)
+
+
+def _keep(path: str) -> None:
+    """Have a file survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def metadata_of(schema: pa.Schema) -> Mapping[str, str]:

@@ -31,10 +31,9 @@ _STRIKES = 3
 
 
 class Facts(NamedTuple):
-    """What a worker says of itself: the fingerprint, D, and how many chunks at a time keep its device busy."""
+    """What a worker says of itself: the fingerprint, and how many chunks at a time keep its device busy."""
 
     fingerprint: str
-    dimension: int
     lanes: int
 
 
@@ -49,7 +48,7 @@ class Site(NamedTuple):
 def introduce(settings: Settings, cpus: int) -> Facts:
     """What a worker with these settings would be; raises StartupFault if it could not be one."""
     embedder = _build(settings, cpus)
-    return Facts(embedder.fingerprint, embedder.dimension, embedder.lanes)
+    return Facts(embedder.fingerprint, embedder.lanes)
 
 
 class Worker:
@@ -84,14 +83,16 @@ class Worker:
         chunk = Chunk(item["plan"], item["group"], item["images"])
         failed = count_failed(self._site.out, chunk)
         if failed is None:
-            self._write(chunk, self._rows(chunk, names_of(self._site.out, chunk)))
+            failed = self._write(chunk, self._rows(chunk, names_of(self._site.out, chunk)))
         elif failed and item["again"]:
-            self._write(chunk, self._rows_again(chunk))
-        return {"images": item["to_do"], "failed": count_failed(self._site.out, chunk)}
+            failed = self._write(chunk, self._rows_again(chunk))
+        return {"images": item["to_do"], "failed": failed}
 
-    def _write(self, chunk: Chunk, rows: pa.Table) -> None:
+    def _write(self, chunk: Chunk, rows: pa.Table) -> int:
+        """The number of rows that have an error."""
         self._site.out.write_table(chunk.part, rows, **FORMAT)
         self._strikes.end(chunk)
+        return len(rows) - int(rows["error"].null_count)
 
     def _rows_again(self, chunk: Chunk) -> pa.Table:
         """The part's rows, those that have an error embedded once more."""
@@ -132,12 +133,19 @@ class Worker:
         return [self._readers.submit(self._read, name) for name in names]
 
     def _read(self, name: str) -> bytes | str:
-        """A file's bytes, or the error that there are none. One byte too many is enough to be refused."""
+        """A file's bytes, or the error that there are none. One byte too many is enough to be refused.
+
+        Raises:
+            ServiceFailure: the whole source cannot be read from here any more.
+        """
         try:
             return self._site.source.read(name, self._settings.max_image_bytes + 1)
         except (OSError, ValueError) as error:
             number = getattr(error, "errno", None)
-            return f"unreadable: {os.strerror(number) if number else ' '.join(str(error).split())}"
+            reason = os.strerror(number) if number else " ".join(str(error).split())
+            if not self._site.source.is_there():
+                raise ServiceFailure(f"{self._site.source.path} is out of reach, or empty: {reason}") from error
+            return f"unreadable: {reason}"
 
     def _embed(self, names: Sequence[str], images: Sequence[bytes | str]) -> Iterator[Row]:
         outcomes = iter(self._embedder.embed([image for image in images if isinstance(image, bytes)]))
