@@ -24,10 +24,10 @@ import grpc  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2_grpc
 
 from perf import images
-from perf.load.protocols import Target, with_length
+from perf.load.protocols import JSON, RAW, Target, grpc_request, json_body, with_length
 
 Embeddings = npt.NDArray[np.float32]
 
@@ -36,8 +36,6 @@ _LEAST_COSINE = 0.999
 _MOST_ROWS = 8
 # A client that gives up does so after up to this long, which is before, while or after its request is worked on.
 _PATIENCE_SECONDS = 0.05
-_RAW = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "0"}
-_JSON = {"Content-Type": "application/json"}
 _STATUS = {"OK": 200, "INVALID_ARGUMENT": 400, "NOT_FOUND": 404, "INTERNAL": 500, "UNAVAILABLE": 503}
 # What Triton says when its queue is full, and when a request has waited in it for too long.
 _NO_ROOM = ("Exceeds maximum queue size", "Request timeout expired")
@@ -102,7 +100,7 @@ class Wire:
         """Send `share` of an HTTP request, and end the connection without a look at the answer."""
         url = urllib.parse.urlsplit(self._url)
         head = f"POST {url.path} HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Length: {len(body)}\r\n"
-        head += "".join(f"{name}: {value}\r\n" for name, value in _RAW.items())
+        head += "".join(f"{name}: {value}\r\n" for name, value in RAW.items())
         request = f"{head}\r\n".encode() + body
         _, writer = await asyncio.open_connection(url.hostname, url.port)
         writer.write(request[: int(share * len(request))])
@@ -141,7 +139,7 @@ class Photographs:
         Raises:
             WrongAnswer: one could not be.
         """
-        answers = [await wire.post(picture, _RAW) for picture in images.shipped()]
+        answers = [await wire.post(picture, RAW) for picture in images.shipped()]
         for answer in answers:
             if answer.status != 200:
                 raise WrongAnswer(f"{answer.status}: {answer.message}"[:200])
@@ -175,33 +173,17 @@ def _judge(answer: Answer, expected: Embeddings) -> Outcome:
     return Outcome.ANSWERED
 
 
-def json_body(rows: Sequence[str], shape: Sequence[int] | None = None, **parameters: Any) -> bytes:
-    """A JSON request whose rows are texts."""
-    tensor = {"name": "INPUT_IMAGE", "shape": shape or [len(rows), 1], "datatype": "BYTES", "data": list(rows)}
-    return json.dumps({"inputs": [tensor], "parameters": parameters}).encode()
-
-
-def grpc_request(rows: Sequence[bytes], contents: bytes | None = None, **parameters: str | bool) -> Any:
-    """A gRPC request; `contents` in place of the rows' packed bytes."""
-    request = service_pb2.ModelInferRequest(model_name="embed_image")
-    request.inputs.add(name="INPUT_IMAGE", datatype="BYTES", shape=[len(rows), 1])
-    request.raw_input_contents.append(b"".join(map(with_length, rows)) if contents is None else contents)
-    for name, value in parameters.items():
-        setattr(request.parameters[name], "bool_param" if isinstance(value, bool) else "string_param", value)
-    return request
-
-
 def _texts(rows: Sequence[bytes]) -> list[str]:
     return [base64.b64encode(row).decode() for row in rows]
 
 
 async def _raw(wire: Wire, rows: Sequence[bytes]) -> Answer:
     (row,) = rows
-    return await wire.post(row, _RAW)
+    return await wire.post(row, RAW)
 
 
 async def _as_json(wire: Wire, rows: Sequence[bytes]) -> Answer:
-    return await wire.post(json_body(_texts(rows), base64_encoded=True), _JSON)
+    return await wire.post(json_body(_texts(rows), base64_encoded=True), JSON)
 
 
 async def _by_grpc(wire: Wire, rows: Sequence[bytes]) -> Answer:
@@ -292,7 +274,7 @@ def _hostile() -> list[Case]:
     photograph = images.shipped()[0]
     (text,) = _texts([photograph])
     half, bomb, damaged = photograph[: len(photograph) // 2], _png_header(100_000, 100_000), _damaged_png()
-    lie = {**_RAW, "Inference-Header-Content-Length": "999999999"}
+    lie = {**RAW, "Inference-Header-Content-Length": "999999999"}
     by_json = {
         "wrong base64": (json_body(["no base64!"], base64_encoded=True), "invalid_base64: "),
         "unknown parameter": (json_body([text], base64=True), "invalid_parameter: "),
@@ -319,12 +301,12 @@ def _hostile() -> list[Case]:
         "header of a bomb": (bomb, "too_many_pixels: "),
     }
     return [
-        *(_bad(name, _posting(body, _JSON), message) for name, (body, message) in by_json.items()),
-        *(_bad(name, _posting(body, _RAW), message) for name, (body, message) in raw.items()),
+        *(_bad(name, _posting(body, JSON), message) for name, (body, message) in by_json.items()),
+        *(_bad(name, _posting(body, RAW), message) for name, (body, message) in raw.items()),
         *(_bad(name, _calling(request), message) for name, (request, message) in by_grpc.items()),
         *(_bad(name, _calling(request), "") for name, request in lies.items()),
         _bad("header length that lies", _posting(photograph, lie), ""),
-        _bad("half a JSON", _posting(json_body([text])[:1000], _JSON), "", status=500),
+        _bad("half a JSON", _posting(json_body([text])[:1000], JSON), "", status=500),
     ]
 
 

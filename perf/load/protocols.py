@@ -8,7 +8,7 @@ import base64
 import contextlib
 import json
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +17,9 @@ import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 REQUEST_TIMEOUT_SECONDS = 300.0
+# The headers of an encoded image as it is, and of `json_body`.
+RAW = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "0"}
+JSON = {"Content-Type": "application/json"}
 PROTOCOLS = ("kserve-http", "kserve-json", "kserve-grpc", "kserve-grpc-base64", "openai")
 
 
@@ -79,13 +82,9 @@ class _Grpc:
         self._as_base64 = as_base64
 
     def prepare(self, image: bytes) -> Any:
-        row = base64.b64encode(image) if self._as_base64 else image
-        request = service_pb2.ModelInferRequest(model_name=self._model)
-        request.inputs.add(name="INPUT_IMAGE", datatype="BYTES", shape=[1, 1])
-        request.raw_input_contents.append(with_length(row))
         if self._as_base64:
-            request.parameters["base64_encoded"].bool_param = True
-        return request
+            return grpc_request([base64.b64encode(image)], model=self._model, base64_encoded=True)
+        return grpc_request([image], model=self._model)
 
     async def send(self, request: Any) -> None:
         try:
@@ -125,19 +124,33 @@ class _Http:
 def _http(session: aiohttp.ClientSession, target: Target) -> _Http:
     base = target.url.rstrip("/")
     infer = f"{base}/v2/models/{target.model}/infer"
-    as_json = {"Content-Type": "application/json"}
     if target.protocol == "kserve-http":
-        raw = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "0"}
-        return _Http(session, infer, raw, bytes, b'"outputs"')
+        return _Http(session, infer, RAW, bytes, b'"outputs"')
     if target.protocol == "kserve-json":
-        return _Http(session, infer, as_json, _kserve_json, b'"outputs"')
-    return _Http(session, f"{base}/embeddings", as_json, lambda image: _openai(image, target.model), b'"embedding"')
+        return _Http(session, infer, JSON, _kserve_json, b'"outputs"')
+    return _Http(session, f"{base}/embeddings", JSON, lambda image: _openai(image, target.model), b'"embedding"')
+
+
+def json_body(rows: Sequence[str], shape: Sequence[int] | None = None, **parameters: Any) -> bytes:
+    """A JSON request whose rows are texts."""
+    tensor = {"name": "INPUT_IMAGE", "shape": shape or [len(rows), 1], "datatype": "BYTES", "data": list(rows)}
+    return json.dumps({"inputs": [tensor], "parameters": parameters}).encode()
+
+
+def grpc_request(
+    rows: Sequence[bytes], contents: bytes | None = None, model: str = "embed_image", **parameters: str | bool
+) -> Any:
+    """A gRPC request; `contents` in place of the rows' packed bytes."""
+    request = service_pb2.ModelInferRequest(model_name=model)
+    request.inputs.add(name="INPUT_IMAGE", datatype="BYTES", shape=[len(rows), 1])
+    request.raw_input_contents.append(b"".join(map(with_length, rows)) if contents is None else contents)
+    for name, value in parameters.items():
+        setattr(request.parameters[name], "bool_param" if isinstance(value, bool) else "string_param", value)
+    return request
 
 
 def _kserve_json(image: bytes) -> bytes:
-    text = base64.b64encode(image).decode()
-    tensor = {"name": "INPUT_IMAGE", "shape": [1, 1], "datatype": "BYTES", "data": [text]}
-    return json.dumps({"inputs": [tensor], "parameters": {"base64_encoded": True}}).encode()
+    return json_body([base64.b64encode(image).decode()], base64_encoded=True)
 
 
 def _openai(image: bytes, model: str) -> bytes:

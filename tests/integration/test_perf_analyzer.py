@@ -1,13 +1,12 @@
 """The ancestor's load test runs unchanged against the service, with default security."""
 
 import csv
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from perf.load.perf_analyzer import find_perf_analyzer
 from tests.integration.reference import REPOSITORY
 from tests.integration.service_process import ServiceProcess
 
@@ -15,8 +14,8 @@ from tests.integration.service_process import ServiceProcess
 @pytest.fixture
 def perf_analyzer() -> str:
     """The path of a perf_analyzer that runs here."""
-    path = os.environ.get("PERF_ANALYZER") or shutil.which("perf_analyzer")
-    if path is None or subprocess.run([path, "--version"], capture_output=True, check=False).returncode:
+    path = find_perf_analyzer()
+    if path is None:
         pytest.skip("no perf_analyzer that runs: set PERF_ANALYZER to one (pip install perf-analyzer, glibc 2.38)")
     return path
 
