@@ -85,7 +85,7 @@ def serve_by_triton(parts: Parts, shutdown: threading.Event, start_seconds: floa
             return
         _announce(parts)
         images = _lanes(parts) * parts.settings.max_batch_size
-        canary = Canary(parts.known, parts.client, by_device(parts.pipelines) if len(parts.pipelines) > 1 else ())
+        canary = Canary(parts.known, parts.client, by_device(parts.pipelines))
         watchdog = Watchdog(triton, parts.encoders, images, parts.metrics, parts.client, canary)
         _watch(watchdog, parts.heartbeat, shutdown.wait)
         _wind_down(parts, triton, watchdog)

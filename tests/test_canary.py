@@ -34,14 +34,14 @@ def _answer(*values: float) -> bytes:
 
 
 def _send(status: int, body: bytes) -> Answer:
-    return Canary(KNOWN, cast(LocalClient, FakeClient(status, body))).send()
+    return Canary(KNOWN, cast(LocalClient, FakeClient(status, body)), [lambda _: KNOWN]).send()
 
 
 def test_each_is_the_same_picture_in_other_bytes() -> None:
     """Or a cache of embeddings would answer in the encoder's place."""
     client = FakeClient(200, _answer(3, -1, 2))
     # Nor may it for the next tritonserver's canary.
-    canaries = [Canary(KNOWN, cast(LocalClient, client)) for _ in range(2)]
+    canaries = [Canary(KNOWN, cast(LocalClient, client), []) for _ in range(2)]
     assert [canary.send() for canary in (*canaries, canaries[0])] == ["right"] * 3
     texts = [request["inputs"][0]["data"][0] for request in client.sent]
     assert len(set(texts)) == 3
@@ -80,10 +80,26 @@ def test_a_device_that_computes_wrong_numbers_is_found_although_no_request_gets_
 
     client = cast(LocalClient, FakeClient(200, _answer(3, -1, 2)))
     failing, right, wrong = device(), device(3, -1, 2), device(3, 1, 2)
-    assert Canary(KNOWN, client, [failing, right]).send() == "right"
+    assert Canary(KNOWN, client, [right, right]).send() == "right"
+    assert Canary(KNOWN, client, [right, failing]).send() == "refused"
     with pytest.raises(ServiceFailure, match="canary"):
         Canary(KNOWN, client, [right, wrong]).send()
-    assert len(asked) == 4 and asked[0] != asked[1] and asked[2] != asked[3]
+    assert len(set(asked)) == len(asked) == 6
+    assert Canary(KNOWN, client, [wrong]).send() == "right", "of one device, its answer tells"
+
+
+def test_where_no_request_gets_through_the_device_is_asked() -> None:
+    class Lost(FakeClient):
+        def post(self, path: str, body: bytes, seconds: float) -> tuple[int, bytes]:
+            raise TimeoutError
+
+    crowded, lost = FakeClient(503, b""), Lost(0, b"")
+    for client in (cast(LocalClient, crowded), cast(LocalClient, lost)):
+        assert Canary(KNOWN, client, [lambda _: None]).send() == "refused"
+        with pytest.raises(ServiceFailure, match="canary"):
+            Canary(KNOWN, client, [lambda _: -KNOWN]).send()
+    with pytest.raises(TimeoutError):
+        Canary(KNOWN, cast(LocalClient, lost), [lambda _: KNOWN]).send()
 
 
 @pytest.mark.parametrize(
