@@ -6,6 +6,7 @@ look into images, tensors or requests.
 
 import contextlib
 import logging
+import secrets
 import signal
 import threading
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from service.access import GrpcTls, bearer, check_tls, read_token
 from service.assembly import build_pipelines, known_embedding, load_encoders
 from service.cores import Cores
 from service.encoder import Encoder
-from service.errors import ServiceFailure
+from service.errors import ServiceFailure, StartupFault
 from service.front_end import Parts, serve_by_triton
 from service.heartbeat import Heartbeat
 from service.local_client import LocalClient
@@ -57,7 +58,7 @@ def serve(settings: Settings) -> None:
     known = known_embedding(pipelines)
     http_port, metrics_port = free_ports(2, settings.ports.values())
     http = _http_address(settings, http_port)
-    client = LocalClient(*http, bearer(access.token))
+    client = LocalClient(*http, bearer(access.token_over_http))
     heartbeat = Heartbeat(client, settings.model_alias, preprocessor.size)
     parts = Parts(settings, access, encoders, pipelines, known, metrics, facts, http, metrics_port, client, heartbeat)
     with contextlib.ExitStack() as stack:
@@ -86,12 +87,13 @@ def _serve(parts: Parts, shutdown: threading.Event) -> None:
             raise failure
         logger.error("%s; starting it anew", failure)
         parts.metrics.triton_restarted()
-        shutdown.wait(pause)
+        if shutdown.wait(pause):
+            return
 
 
 def _failure(error: Exception, is_restart: bool) -> Exception:
-    """What one tritonserver's end is: whatever keeps another from its start, as a full disk, is a failure of that."""
-    if is_restart and not isinstance(error, ServiceFailure):
+    """What one tritonserver's end is: what keeps another from its start, as a full disk, is a failure of that."""
+    if is_restart and isinstance(error, StartupFault | OSError):
         return TritonFailure(f"tritonserver could not be started: {error}")
     return error
 
@@ -105,7 +107,9 @@ def _read_access(settings: Settings) -> Access:
     if settings.grpc_tls_cert and settings.grpc_tls_key:
         tls = GrpcTls(settings.grpc_tls_cert, settings.grpc_tls_key, settings.grpc_tls_client_ca)
         check_tls(tls)
-    return Access(token, admin_token, tls)
+    # Triton's HTTP is then for the service itself alone.
+    http_token = None if settings.http_port else secrets.token_hex(32)
+    return Access(token, admin_token, tls, http_token)
 
 
 def _facts(settings: Settings, encoders: Sequence[Encoder], digest: str) -> dict[str, str]:

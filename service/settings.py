@@ -105,7 +105,7 @@ class Settings(BaseSettings):
     metrics_port: Port = Field(8002, description="Prometheus metrics port; 0 switches it off")
     max_batch_size: int = Field(60, ge=1, le=4096, description="most images in a batch, and rows in a request")
     max_queue_delay_us: int = Field(
-        0, ge=0, le=10_000_000, description="microseconds that a request waits for others to fill its batch"
+        0, ge=0, le=1_000_000, description="microseconds that a request waits for others to fill its batch"
     )
     max_queue_size: int = Field(
         1024, ge=1, le=_INT32, description="most requests that wait for a batch; what is over it is refused with 503"
@@ -200,6 +200,8 @@ def load_settings(arguments: Sequence[str]) -> Settings:
             settings = Settings(**command_line, **_read_file(settings.config))
         _refuse_unusable_ports(settings)
         _refuse_half_of_tls(settings)
+        if settings.max_queue_delay_us >= 1000 * settings.queue_timeout_ms:
+            raise StartupFault("max_queue_delay_us must be less than queue_timeout_ms, or requests wait for their end")
         return settings
     except SettingsError as error:
         raise StartupFault(str(error).removeprefix("error parsing CLI: ")) from error

@@ -6,6 +6,7 @@ an embedding.
 """
 
 import http.client
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +23,9 @@ _MOST_FAILURES = 2
 _STAGE_SECONDS = 20.0
 _STAGE_TIMES = 5.0
 _LIVE_SECONDS = 2.0
+# Between two looks, beyond what one may take: the process has been frozen, as by a container's pause.
+_FROZEN_SECONDS = 10.0
+_MODEL = "embed_image"
 _MOST_UNANSWERED = 3
 
 
@@ -46,10 +50,12 @@ class Watchdog:
         image_seconds = max(encoder.image_seconds for encoder in encoders)
         self._stage_seconds = _STAGE_SECONDS + _STAGE_TIMES * images * image_seconds
         self._unanswered = 0
+        self._looked_at, self._awake_since = time.monotonic(), -math.inf
         self._canary = canary
         self._canary_sender = ThreadPoolExecutor(1, thread_name_prefix="canary")
         self._canary_answer: Future[Answer] | None = None
         self._canary_at = time.monotonic()
+        self._canary_sent_at = 0.0
         self._batches_before = 0
         self._canary_pause = canary_pause(image_seconds)
         self._refusals = 0
@@ -61,10 +67,14 @@ class Watchdog:
             TritonFailure: Triton's part has died, hangs, or loses requests.
             ServiceFailure: another part hangs, fails, or answers wrongly.
         """
+        now = time.monotonic()
+        if now - self._looked_at > _FROZEN_SECONDS:
+            self._awake_since = now
         self._triton.check_alive()
         self._check_front_end()
         self._check_encoders()
         self._check_canary()
+        self._looked_at = time.monotonic()
 
     def _check_front_end(self) -> None:
         try:
@@ -79,17 +89,17 @@ class Watchdog:
         for encoder in self._encoders:
             if encoder.failures_in_a_row >= _MOST_FAILURES:
                 raise ServiceFailure(f"the encoder on {encoder.device} fails batch after batch")
-        if self._metrics.longest_stage() > self._stage_seconds:
+        if min(self._metrics.longest_stage(), time.monotonic() - self._awake_since) > self._stage_seconds:
             raise ServiceFailure(f"a decode or encode has not ended after {self._stage_seconds:.0f} s")
 
     def _check_canary(self) -> None:
-        """Send one after the other; each is judged when its answer is there, or its time over."""
+        """Send one after the other; each is judged when its answer is there, or the time for one is over."""
         if self._canary_answer is not None:
             if self._canary_answer.done():
                 answer, self._canary_answer = self._canary_answer, None
                 self._judge(answer)
         elif time.monotonic() > self._canary_at:
-            self._batches_before = self._triton.batches
+            self._canary_sent_at, self._batches_before = time.monotonic(), self._triton.batches(_MODEL)
             self._canary_answer = self._canary_sender.submit(self._canary.send)
 
     def _judge(self, answer: Future[Answer]) -> None:
@@ -97,8 +107,10 @@ class Watchdog:
         try:
             kind = answer.result()
         except (OSError, http.client.HTTPException) as error:
-            # Where batches come and go, or one takes long, the canary is waiting for its turn.
-            if self._triton.batches == self._batches_before and not self._triton.is_working:
+            # Where batches come and go, or one takes long, the canary is waiting for its turn. Those of the other model
+            # say nothing: a heartbeat is among them.
+            is_moving = self._triton.batches(_MODEL) > self._batches_before or self._triton.is_working(_MODEL)
+            if not is_moving and self._canary_sent_at > self._awake_since:
                 raise TritonFailure("the canary was lost on its way to a lane") from error
             return
         if kind == "right":

@@ -16,12 +16,12 @@ CANNOT_START = StartupFault("it cannot start")
 NOT_ANEW = TritonFailure("tritonserver could not be started: it cannot start")
 
 
-def _serve(monkeypatch: pytest.MonkeyPatch, ends: list[Exception | None], shutdown: bool = False) -> Metrics:
+def _serve(
+    monkeypatch: pytest.MonkeyPatch, ends: list[Exception | None], shutdown: threading.Event | None = None
+) -> Metrics:
     """Have one tritonserver after another end so, None as it should."""
     parts: Any = SimpleNamespace(metrics=Metrics())
-    asked, left = threading.Event(), iter(ends)
-    if shutdown:
-        asked.set()
+    left = iter(ends)
 
     def serve_by_triton(*_: object) -> None:
         if (end := next(left)) is not None:
@@ -29,7 +29,7 @@ def _serve(monkeypatch: pytest.MonkeyPatch, ends: list[Exception | None], shutdo
 
     monkeypatch.setattr(server, "_PAUSE_SECONDS", 0)
     monkeypatch.setattr(server, "serve_by_triton", serve_by_triton)
-    server._serve(parts, asked)
+    server._serve(parts, shutdown or threading.Event())
     assert not list(left)
     metrics: Metrics = parts.metrics
     return metrics
@@ -52,12 +52,25 @@ ENDS: dict[str, tuple[list[Exception | None], bool, Exception]] = {
     "it fails while the service ends": ([DIED], True, DIED),
     "another part fails": ([ServiceFailure("the encoder")], False, ServiceFailure("the encoder")),
     "one after another fails": ([DIED] * 6, False, DIED),
+    "what nobody has foreseen": ([DIED, RuntimeError("odd")], False, RuntimeError("odd")),
 }
+
+
+def test_a_signal_in_the_pause_before_another_one_is_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Signalled(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            self.set()
+            return True
+
+    _serve(monkeypatch, [DIED], Signalled())
 
 
 @pytest.mark.parametrize("name", ENDS)
 def test_what_another_one_cannot_mend_ends_the_service(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    ends, shutdown, raised = ENDS[name]
+    ends, is_asked, raised = ENDS[name]
+    shutdown = threading.Event()
+    if is_asked:
+        shutdown.set()
     with pytest.raises(type(raised), match=f"^{raised}$") as caught:
         _serve(monkeypatch, ends, shutdown)
     assert type(caught.value) is type(raised)

@@ -1,6 +1,7 @@
 """What the watchdog calls a failure of the service, and what it does not."""
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,23 @@ from service.metrics import Metrics
 from service.watchdog import Watchdog, canary_pause
 
 LOOKS = 500
+
+
+class Triton:
+    """The batches of each model, and whether one is in the works."""
+
+    def __init__(self) -> None:
+        self.counted: Counter[str] = Counter()
+        self.works = False
+
+    def check_alive(self) -> None:
+        """Say nothing."""
+
+    def batches(self, model: str) -> int:
+        return self.counted[model]
+
+    def is_working(self, model: str) -> bool:
+        return self.works and model == "embed_image"
 
 
 class Parts(SimpleNamespace):
@@ -29,7 +47,7 @@ class Parts(SimpleNamespace):
 def parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
     monkeypatch.setattr(room, "canary_pause", lambda _: 0.0)
     return Parts(
-        triton=SimpleNamespace(check_alive=lambda: None, batches=0, is_working=False),
+        triton=Triton(),
         encoder=SimpleNamespace(device="cuda:1", failures_in_a_row=0, image_seconds=0.1),
         client=SimpleNamespace(get=lambda path, seconds: (200, b"")),
         canary=SimpleNamespace(send=lambda: "right"),
@@ -91,7 +109,7 @@ def test_canaries_follow_each_other_and_their_age_is_known(parts: Parts) -> None
     "answers", [("crowded out",), ("refused", "right"), ("refused", "crowded out"), (TimeoutError(), "right")], ids=str
 )
 def test_a_busy_or_stumbling_service_goes_on(parts: Parts, answers: tuple[object, ...]) -> None:
-    parts.triton.is_working = True
+    parts.triton.works = True
     parts.canary.send, enough = _counting(_forever(*answers), 9)
     _look(_watchdog(parts), enough)
 
@@ -100,7 +118,7 @@ def test_a_canary_waits_its_turn_while_batches_come_and_go(parts: Parts) -> None
     late, enough = _counting(_forever(TimeoutError()), 9)
 
     def send() -> Any:
-        parts.triton.batches += 1
+        parts.triton.counted["embed_image"] += 1
         return late()
 
     parts.canary.send = send
@@ -117,9 +135,39 @@ def test_a_canary_waits_its_turn_while_batches_come_and_go(parts: Parts) -> None
     ],
 )
 def test_a_canary_that_does_not_come_back_is_a_failure(parts: Parts, answers: tuple[object, ...], reason: str) -> None:
-    parts.canary.send, _ = _counting(_forever(*answers), LOOKS)
+    answer, _ = _counting(_forever(*answers), LOOKS)
+
+    def send() -> Any:
+        parts.triton.counted["siglip"] += 1  # the heartbeat goes on, whatever becomes of images
+        return answer()
+
+    parts.canary.send = send
     with pytest.raises(ServiceFailure, match=reason):
         _look(_watchdog(parts), threading.Event())
+
+
+def test_the_time_in_which_the_process_was_frozen_is_nobodys_failure(parts: Parts) -> None:
+    """As by a container's pause: clocks go on."""
+    sent, thawed = threading.Event(), threading.Event()
+
+    def send() -> Any:
+        sent.set()
+        thawed.wait()
+        raise TimeoutError
+
+    parts.canary.send = send
+    watchdog = _watchdog(parts)
+    _look(watchdog, sent)
+    watchdog._looked_at -= 3600
+    parts.metrics.longest_stage = lambda: 3600.0  # type: ignore[method-assign]
+    watchdog.look()
+    thawed.set()
+    canary = watchdog._canary_answer
+    assert canary and isinstance(canary.exception(30), TimeoutError)
+    watchdog.look()
+    watchdog._awake_since -= 3600
+    with pytest.raises(ServiceFailure, match="has not ended"):
+        watchdog.look()
 
 
 def test_an_encoder_that_fails_batch_after_batch_is_a_failure(parts: Parts) -> None:

@@ -32,13 +32,15 @@ class Lane(threading.Thread):
     """A thread that answers the batches of one stub, from when the stub connects until it leaves.
 
     Attributes:
+        model: whose batches they are.
         batches: the number of those received so far.
         in_the_works: the number of requests in the last of them, until it is answered.
     """
 
-    def __init__(self, path: Path, infer: InferenceCallable) -> None:
+    def __init__(self, model: str, path: Path, infer: InferenceCallable) -> None:
         """Listen at `path` from now on. `infer` gives one response a request and never raises."""
         super().__init__(name=f"{path.parent.parent.name}-{path.stem}", daemon=True)
+        self.model = model
         self.batches = 0
         self.in_the_works = 0
         self._infer = infer

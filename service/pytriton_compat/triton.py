@@ -87,11 +87,18 @@ class Access:
         admin_token: what the endpoints that steer the server need, sent as `triton-access-token: TOKEN`, over gRPC with
             the same prefix; None takes a random one, so that they are closed.
         grpc_tls: None speaks plain text.
+        http_token: what inference and statistics need over HTTP where `token` is None.
     """
 
     token: str | None = None
     admin_token: str | None = None
     grpc_tls: GrpcTls | None = None
+    http_token: str | None = None
+
+    @property
+    def token_over_http(self) -> str | None:
+        """What inference and statistics need over HTTP."""
+        return self.token or self.http_token
 
 
 class _ServerArguments(TritonServerConfig):  # type: ignore[misc]
@@ -125,7 +132,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         Raises:
             StartupFault: Triton cannot use the workspace's path.
         """
-        _check_path(workspace)
+        _check_path(workspace.resolve())  # as PyTriton gives it to Triton
         self._folder = workspace
         self._unloadable = workspace / "draining"
         self._access = access
@@ -181,7 +188,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             path = folder / f"pulse-{index}.sock"
             if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
                 raise StartupFault(f"{path} is too long a path for a socket; set TMPDIR to a shorter one")
-            lane, pulse = Lane(folder / f"lane-{index}.sock", infer), Pulse(path)
+            lane, pulse = Lane(model_name, folder / f"lane-{index}.sock", infer), Pulse(path)
             lane.start()
             pulse.start()
             self._lanes.append((lane, pulse))
@@ -212,6 +219,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             self._run_server()
         deadline = time.monotonic() + seconds
         while not self._answers("ready", _ANSWER_SECONDS):
+            self._close_shared_memory()
             if not self._triton_server.is_alive():
                 raise StartupFault(f"tritonserver ended while it started; its last line: {self._last_line[:500]}")
             if time.monotonic() > deadline:
@@ -220,6 +228,9 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             if interrupted.wait(_POLL_SECONDS) and not self._answers("ready", _ANSWER_SECONDS):
                 return False
         self._processes = self._living_processes()
+        if not self._processes:
+            raise StartupFault(f"tritonserver ended when it was ready; its last line: {self._last_line[:500]}")
+        self._close_shared_memory()
         self._hide_tokens()
         self._limit_shared_memory()
         self._serving = True
@@ -240,15 +251,13 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             if not pulse.is_alive():
                 raise TritonFailure(f"the stub of {lane.name} hangs")
 
-    @property
-    def batches(self) -> int:
-        """The number of batches that have reached a lane so far."""
-        return sum(lane.batches for lane, _ in self._lanes)
+    def batches(self, model: str | None = None) -> int:
+        """The number of batches that have reached a lane so far, of one model or of all."""
+        return sum(lane.batches for lane, _ in self._lanes if model in (None, lane.model))
 
-    @property
-    def is_working(self) -> bool:
-        """Whether a lane has a batch in the works."""
-        return any(lane.in_the_works for lane, _ in self._lanes)
+    def is_working(self, model: str | None = None) -> bool:
+        """Whether a lane has a batch in the works, of one model or of all."""
+        return any(lane.in_the_works for lane, _ in self._lanes if model in (None, lane.model))
 
     def report_not_ready(self) -> None:
         """Turn `/v2/health/ready` to false for good, while requests are answered as before.
@@ -305,13 +314,13 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         It does not where it has refused a batch as a whole, for a lie about lengths in one of its requests. But then
         nothing is in a lane, nor reaches one, for all that time.
         """
-        before, was_working = self.batches, self.is_working
+        before, was_working = self.batches(), self.is_working()
         _, left = psutil.wait_procs(self._processes[1:], timeout=idle_seconds)
         if _has_died(self._processes[0]):
             raise ServiceFailure("tritonserver has died before everything accepted was answered")
         if left and (any(pulse.fell_silent for _, pulse in self._lanes) or not self._answers("live", _LIFE_SECONDS)):
             raise ServiceFailure("tritonserver or a stub hangs before everything accepted was answered")
-        return not left or not (was_working or self.is_working or self.batches > before)
+        return not left or not (was_working or self.is_working() or self.batches() > before)
 
     def stop(self) -> bool:
         """Stop tritonserver and all its processes; safe to call in any state."""
@@ -330,6 +339,12 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         psutil.wait_procs(alive, timeout=0)  # as a container's process 1 it is for us to do so
         return stopped
 
+    def _close_shared_memory(self) -> None:
+        """Clients' images pass through it, and Triton lets every user of the machine read it, whatever the umask."""
+        for segment in SHARED_MEMORY.glob(f"{self._shm_prefix()}*"):
+            with contextlib.suppress(FileNotFoundError):
+                segment.chmod(0o600)
+
     def _limit_shared_memory(self) -> None:
         """A stub's shared memory grows with its largest batch and never shrinks. It is a file, which can be limited."""
         for process in self._processes:
@@ -340,7 +355,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
 
     def _hide_tokens(self) -> None:
         """Every user of a machine can read the command lines of its processes; tritonserver has read its own by now."""
-        tokens = [token for token in (self._access.token, self._security_config.access_token) if token]
+        tokens = [token for token in (self._access.token_over_http, self._security_config.access_token) if token]
         try:
             overwrite_arguments(self._processes[0].pid, tokens)
         except OSError as error:
@@ -368,10 +383,13 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         arguments = _ServerArguments()
         arguments.update_config(self._triton_server_config.server_args())
         self._triton_server_config = arguments
-        if self._access.token:
-            restriction = f"{','.join(_USER_ENDPOINTS)}:authorization=Bearer {self._access.token}"
-            for name in ("http-restricted-api", "grpc-restricted-protocol"):
-                arguments[name] = [arguments[name], restriction]
+        tokens = {
+            "http-restricted-api": self._access.token_over_http,
+            "grpc-restricted-protocol": self._access.token,
+        }
+        for name, token in tokens.items():
+            if token:
+                arguments[name] = [arguments[name], f"{','.join(_USER_ENDPOINTS)}:authorization=Bearer {token}"]
         if tls := self._access.grpc_tls:
             arguments["grpc-use-ssl"], arguments["grpc-use-ssl-mutual"] = 1, int(tls.client_ca is not None)
             arguments["grpc-server-cert"], arguments["grpc-server-key"] = tls.certificate, tls.key

@@ -6,20 +6,45 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from service.__main__ import main
 from service.decode import DecodedImage, Decoder
 from service.encoder import Encoder
+from service.pytriton_compat.triton import SupervisedTriton
 
 SABOTAGE = Path(os.environ["SABOTAGE"])
+STILL = f"{SABOTAGE} of stubs"
+# At the end of a stub's model: it takes batches and hands none on, while its pulse and the other model's stub go on.
+STANDS_STILL = f"""
+import os, time
+
+started, execute = time.time(), TritonPythonModel.execute
+
+def stand_still(self, requests):
+    while os.path.exists({STILL!r}) and os.path.getmtime({STILL!r}) > started:
+        time.sleep(0.05)
+    return execute(self, requests)
+
+TritonPythonModel.execute = stand_still
+"""
+bind = SupervisedTriton.bind
 compute = Encoder._run_batch
 decode = Decoder.decode
 
 
 def _sabotage() -> str:
     return SABOTAGE.read_text() if SABOTAGE.exists() else ""
+
+
+def sabotaged_bind(self: SupervisedTriton, model_name: str, *args: Any, **kwargs: Any) -> None:
+    """Stubs of `embed_image` that stand still as long as there is a file of that name, if it came after them."""
+    bind(self, model_name, *args, **kwargs)
+    if model_name == "embed_image":
+        with (self._workspace.model_store_path / model_name / "1" / "model.py").open("a") as model:
+            model.write(STANDS_STILL)
 
 
 def sabotaged_decode(self: Decoder, data: bytes) -> DecodedImage:
@@ -58,6 +83,7 @@ def sabotaged(self: Encoder, images: torch.Tensor) -> torch.Tensor:
 
 
 if __name__ == "__main__":
+    SupervisedTriton.bind = sabotaged_bind  # type: ignore[method-assign]
     Encoder._run_batch = sabotaged  # type: ignore[method-assign]
     Decoder.decode = sabotaged_decode  # type: ignore[method-assign]
     sys.exit(main())

@@ -79,6 +79,10 @@ def _sabotage(how: str) -> Hurt:
     return lambda _, file: file.write_text(how)
 
 
+def _stubs_stand_still(_: ServiceProcess, file: Path) -> None:
+    file.with_name(f"{file.name} of stubs").touch()
+
+
 def _end_tritonserver_by_a_request(running: ServiceProcess, _: Path) -> None:
     with contextlib.suppress(requests.ConnectionError):
         requests.post(running.infer_url, HUGE_SHAPE, timeout=END_SECONDS)
@@ -127,6 +131,7 @@ FAULTS: Mapping[str, Fault] = {
     ),
     "a stub is killed": _healed(_signal("embed_image_0_1", KILL), "of tritonserver has died"),
     "a stub hangs": _healed(_signal("embed_image_0_1", STOP), "the stub of embed_image-lane-1 hangs"),
+    "all stubs of embed_image stand still": _healed(_stubs_stand_still, "the canary was lost on its way to a lane"),
     "siglip's stub is killed": _healed(_signal("siglip_0_0", KILL), "of tritonserver has died"),
     "siglip's stub hangs": _healed(_signal("siglip_0_0", STOP), "the stub of siglip-lane-0 hangs"),
     "the service is killed": Fault(lambda running, _: running.process.kill(), "", -KILL),

@@ -68,6 +68,13 @@ def _infer(running: ServiceProcess, headers: dict[str, str]) -> int:
     ).status_code
 
 
+def test_what_passes_through_shared_memory_is_for_the_services_user_alone(guarded: Guarded) -> None:
+    running = guarded.service
+    assert _infer(running, BEARER) == 200
+    modes = {(Path("/dev/shm") / name).stat().st_mode & 0o777 for name in running.shared_memory()}
+    assert modes == {0o600}
+
+
 def test_http_needs_the_token_but_not_to_see_whether_it_is_ready(guarded: Guarded) -> None:
     running = guarded.service
     wrong: list[dict[str, str]] = [{}, {"Authorization": TOKEN}, {"Authorization": f"Bearer {TOKEN}x"}, ADMIN]

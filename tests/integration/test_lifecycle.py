@@ -18,7 +18,7 @@ import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
 from service.pytriton_compat.triton import find_batch_strategy
-from tests.integration.clients import embed_triton_grpc, post_raw, triton_input
+from tests.integration.clients import RAW_HEADERS, embed_triton_grpc, post_raw, triton_input
 from tests.integration.load import load
 from tests.integration.reference import CHECKPOINT, photographs
 from tests.integration.service_process import ServiceProcess, service, wait_for
@@ -75,6 +75,7 @@ def test_with_grpc_alone_it_embeds_and_a_batch_that_triton_has_refused_does_not_
     try:
         wait_for(lambda: "ready: embed_image" in running.output() or running.process.poll() is not None)
         assert embed_triton_grpc(running, photographs()).shape[0] == 4
+        assert _infer_wherever_it_listens(running) == {403}
         outcomes = _send_lies_among_images(running.grpc_port)
         refused = "incomplete string data for inference input 'INPUT_IMAGE'"  # by which our client knows a neighbour's
         alone = find_batch_strategy() is not None
@@ -84,6 +85,14 @@ def test_with_grpc_alone_it_embeds_and_a_batch_that_triton_has_refused_does_not_
         assert not running.shared_memory()
     finally:
         running.kill()
+
+
+def _infer_wherever_it_listens(running: ServiceProcess) -> set[int]:
+    """The statuses of answers on all its ports but that of gRPC: HTTP is off, but for the service itself."""
+    connections = [connection for process in running.family() for connection in process.net_connections("tcp")]
+    ports = {each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN} - {running.grpc_port}
+    urls = [f"http://127.0.0.1:{port}/v2/models/embed_image/infer" for port in ports]
+    return {requests.post(url, data=photographs()[0], headers=RAW_HEADERS, timeout=60).status_code for url in urls}
 
 
 def _send_lies_among_images(port: int) -> Counter[str]:

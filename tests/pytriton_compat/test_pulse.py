@@ -15,7 +15,7 @@ JOIN_SECONDS = 60
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pulse, "_BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(pulse, "_BEAT_SECONDS", 0.05)
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Lane]]:
         monkeypatch.setitem(sys.modules, "triton_python_backend_utils", _backend())
         for name in ("", ".model", ".batch_wire", ".fault_wire", ".pulse"):
             monkeypatch.delitem(sys.modules, f"folder_of_model{name}", raising=False)
-        lane, pulse = Lane(folder / "lane-0.sock", _infer), Pulse(folder / "pulse-0.sock")
+        lane, pulse = Lane("model", folder / "lane-0.sock", _infer), Pulse(folder / "pulse-0.sock")
         lane.start()
         pulse.start()
         module = importlib.import_module("folder_of_model.model")

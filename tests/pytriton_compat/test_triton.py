@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from pytriton.triton import TritonConfig
 
@@ -24,6 +25,10 @@ def test_a_path_with_which_it_could_not_start_its_stubs_is_refused(tmp_path: Pat
     folder.mkdir()
     with pytest.raises(StartupFault, match="set TMPDIR"):
         _triton(folder, 1)
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    with pytest.raises(StartupFault, match="set TMPDIR"):
+        _triton(link, 1)
     assert os.listdir(folder) == []
 
 
@@ -56,5 +61,6 @@ def test_a_server_that_has_opened_its_ports_is_not_given_up_for_a_signal(
     monkeypatch.setattr(triton, "_run_server", lambda: None)
     monkeypatch.setattr(triton, "_answers", lambda *_: next(answers))
     monkeypatch.setattr(triton, "_hide_tokens", lambda: None)
-    monkeypatch.setattr(triton, "_living_processes", list)
+    monkeypatch.setattr(triton, "_living_processes", lambda: [psutil.Process()])
+    monkeypatch.setattr(triton, "_limit_shared_memory", lambda: None)
     assert triton.start(interrupted, 60) is has_opened_its_ports
