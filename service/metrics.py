@@ -6,6 +6,7 @@ It must not know what is measured. Names and units follow Prometheus' convention
 import contextlib
 import http.client
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,9 +27,10 @@ _CODES = ("ok", "internal_error")
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _TRITON_TIMEOUT_SECONDS = 5.0
-# Connections at a time, and how long each may be silent.
+# Connections at a time, how long each may be silent, and how long a scrape may take in all.
 _MOST_SCRAPES = 16
 _SCRAPER_TIMEOUT_SECONDS = 5.0
+_SCRAPE_SECONDS = 20.0
 _TRITON_OPENS_SECONDS = 0.01
 
 
@@ -151,21 +153,33 @@ class _Server(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Hang up on who is too many: each holds a thread, and a descriptor that the service may need."""
-        if self._room.acquire(blocking=False):
+        if not self._room.acquire(blocking=False):
+            return self.shutdown_request(request)
+        try:
             super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
+        except BaseException:  # there is no thread for it
+            self._room.release()
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answer it, and make room again."""
+        """Answer it, and make room again, also of who sends a byte every now and then."""
+        end = threading.Timer(_SCRAPE_SECONDS, _hang_up, (request,))
+        end.daemon = True
+        end.start()
         try:
             super().process_request_thread(request, client_address)
         finally:
+            end.cancel()
             self._room.release()
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Log it; by itself the library prints a traceback where a client leaves before its answer is complete."""
         logger.warning("a scrape could not be answered", exc_info=True)
+
+
+def _hang_up(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it has just ended
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 @contextlib.contextmanager

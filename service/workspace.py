@@ -68,6 +68,7 @@ def _remove_abandoned(parent: Path) -> None:
 
 def _remove(folder: Path) -> None:
     for segment in folder.parent.glob(f"{folder.name}-*"):
-        segment.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another user may have made one of such a name
+            segment.unlink()
     with contextlib.suppress(FileNotFoundError):  # whatever clears TMPDIR of old files has been there
         shutil.rmtree(folder)

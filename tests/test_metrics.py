@@ -4,7 +4,7 @@ import socket
 import threading
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.client import RemoteDisconnected
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.error import HTTPError, URLError
@@ -250,6 +250,23 @@ def test_connections_that_say_nothing_are_few_and_soon_gone(
         address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
         connections = [silent.enter_context(socket.create_connection(address, timeout=30)) for _ in range(3)]
         assert connections[last].recv(1) == b""
+
+
+def test_who_sends_a_byte_now_and_then_does_not_keep_a_place(
+    triton: LocalClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics_room, "_SCRAPE_SECONDS", 0.3)
+    with _served(Metrics(), triton) as url:
+        with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=0.05) as slow:
+            slow.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
+            for _ in range(200):
+                slow.sendall(b"x")
+                with suppress(TimeoutError):
+                    assert slow.recv(1) == b""
+                    break
+            else:
+                pytest.fail("it is still there")
+        assert _get(f"{url}/metrics")[0] == 200
 
 
 def test_the_port_is_free_again_at_the_end_whatever_ended_it(triton: LocalClient) -> None:

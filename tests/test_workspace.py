@@ -54,6 +54,20 @@ def test_only_what_killed_runs_have_left_is_removed(temporary: Path) -> None:
         living.kill()
 
 
+def test_what_cannot_be_removed_keeps_nothing_else(temporary: Path) -> None:
+    """Another user may make something of such a name in a folder that is everybody's."""
+    with new_workspace() as folder:
+        others = [SHARED_MEMORY / f"{folder.name}-{name}" for name in ("0", "1", "2")]
+        for segment in others:
+            segment.touch()
+        others[1].unlink()
+        others[1].mkdir()
+    try:
+        assert _traces(temporary, folder.name) == {others[1].name}
+    finally:
+        others[1].rmdir()
+
+
 def test_nothing_is_left_at_the_end_whatever_ended_it(temporary: Path) -> None:
     with pytest.raises(KeyboardInterrupt), new_workspace() as folder:
         (SHARED_MEMORY / f"{folder.name}-stub").touch()
