@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -158,6 +159,8 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         self._line = self._last_line = ""
         self._serving = False
         self._drained = False
+        self._exit_code: int | None = None
+        self._has_ended = threading.Event()
         self._processes: list[psutil.Process] = []
         self._lanes: list[tuple[Lane, Pulse]] = []
 
@@ -244,7 +247,8 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         """
         for process in self._processes:
             if _has_died(process):
-                raise TritonFailure(f"process {process.pid} of tritonserver has died")
+                how = self._exit() if process == self._processes[0] else "it is a stub, or what keeps their memory"
+                raise TritonFailure(f"process {process.pid} of tritonserver has died: {how}")
         for lane, pulse in self._lanes:
             if not lane.is_alive():
                 raise TritonFailure(f"{lane.name} has ended")
@@ -420,8 +424,17 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
                 level = _LOG_LEVELS.get(line[0], logging.INFO) if self._serving else logging.DEBUG
                 triton_logger.log(level, "%s", line)
 
-    def _on_tritonserver_exit(self, *_: Any) -> None:
+    def _on_tritonserver_exit(self, *arguments: Any) -> None:
         """Leave the end of tritonserver to `check_alive()`: PyTriton would end this process with success."""
+        *_, self._exit_code = arguments
+        self._has_ended.set()
+
+    def _exit(self) -> str:
+        """How tritonserver ended, as soon as that is known, and what it said last."""
+        self._has_ended.wait(_ANSWER_SECONDS)
+        code = self._exit_code
+        how = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+        return f"{how}; its last line: {self._last_line[:500]}"
 
     def _offer_libpython(self) -> None:
         folder = self._workspace.path / "libpython"
