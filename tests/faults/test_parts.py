@@ -122,17 +122,17 @@ FAULTS: Mapping[str, Fault] = {
         _sabotage("hangs in a helper's hands"), "a decode or encode", seconds=HANGING_ENCODER_SECONDS, also_seen="503"
     ),
     "tritonserver is killed again and again": Fault(
-        _kill_tritonserver_again_and_again, "of tritonserver has died", restarts=MOST_RESTARTS
+        _kill_tritonserver_again_and_again, "of tritonserver has died: SIGKILL; its last line: ", restarts=MOST_RESTARTS
     ),
-    "tritonserver is killed": _healed(_kill_tritonserver, "of tritonserver has died"),
+    "tritonserver is killed": _healed(_kill_tritonserver, "of tritonserver has died: SIGKILL; its last line: "),
     "tritonserver dies of a request": _healed(_end_tritonserver_by_a_request, "of tritonserver has died"),
     "tritonserver hangs": _healed(
         _signal("bin/tritonserver", STOP), "tritonserver does not answer|the stub of .* hangs"
     ),
-    "a stub is killed": _healed(_signal("embed_image_0_1", KILL), "of tritonserver has died"),
+    "a stub is killed": _healed(_signal("embed_image_0_1", KILL), "of tritonserver has died: it is a stub"),
     "a stub hangs": _healed(_signal("embed_image_0_1", STOP), "the stub of embed_image-lane-1 hangs"),
     "all stubs of embed_image stand still": _healed(_stubs_stand_still, "the canary was lost on its way to a lane"),
-    "siglip's stub is killed": _healed(_signal("siglip_0_0", KILL), "of tritonserver has died"),
+    "siglip's stub is killed": _healed(_signal("siglip_0_0", KILL), "of tritonserver has died: it is a stub"),
     "siglip's stub hangs": _healed(_signal("siglip_0_0", STOP), "the stub of siglip-lane-0 hangs"),
     "the service is killed": Fault(lambda running, _: running.process.kill(), "", -KILL),
     "the service hangs": _healed(_stop_the_service, "of tritonserver has died"),
