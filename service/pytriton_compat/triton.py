@@ -157,10 +157,8 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         )
         self._triton_server_config["log-info"] = verbose
         self._line = self._last_line = ""
-        self._serving = False
-        self._drained = False
-        self._exit_code: int | None = None
-        self._has_ended = threading.Event()
+        self._serving = self._drained = False
+        self._has_ended, self._exit_code = threading.Event(), 0
         self._processes: list[psutil.Process] = []
         self._lanes: list[tuple[Lane, Pulse]] = []
 
@@ -433,7 +431,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         """How tritonserver ended, as soon as that is known, and what it said last."""
         self._has_ended.wait(_ANSWER_SECONDS)
         code = self._exit_code
-        how = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return f"{how}; its last line: {self._last_line[:500]}"
 
     def _offer_libpython(self) -> None:

@@ -163,7 +163,8 @@ def test_each_alert_says_how_bad_it_is_and_what_to_do() -> None:
         assert rule["labels"]["severity"] in ("critical", "warning", "info")
         assert rule["annotations"]["summary"] and len(rule["annotations"]["description"]) > 40
     tested = yaml.safe_load((PROMETHEUS / "alerts_test.yml").read_text())["tests"]
-    assert [case["name"] for case in tested] == [rule["alert"] for rule in ALERTS]
+    names = dict.fromkeys(case["name"].partition(",")[0] for case in tested)
+    assert list(names) == [rule["alert"] for rule in ALERTS]
 
 
 def test_no_panel_covers_another() -> None:
