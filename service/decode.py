@@ -53,7 +53,15 @@ _STRIP_PIXELS = 1 << 18
 # What Pillow multiplies the samples of a gray PNG by that have 2 or 4 bits.
 _GRAY_STEPS = {"L;2": 85, "L;4": 17}
 # How Pillow's complaints begin on a sound header of an image that it cannot read.
-_OF_UNKNOWN_KIND = ("unknown pixel mode", "cannot handle")
+_OF_UNKNOWN_KIND = (
+    "unknown pixel mode",
+    "cannot handle",
+    "Unsupported BMP",
+    "unknown data organization",
+    "Windows Media Photo",
+)
+# Of a file that is none of an AVIF, but begins as one: a HEIC.
+_OF_ANOTHER_FORMAT = "Invalid ftyp"
 _LOOKS_LIKE_BASE64 = re.compile(rb"[A-Za-z0-9+/\-_]{16}|data:")
 
 
@@ -144,11 +152,14 @@ class Decoder:
         image = _open(stripped.data, self.max_pixels)
         try:
             self._check_header(image, size)
-            scale = self._scale(*image.size) if image.format == "JPEG" else 1
-            extent = image.width / scale, image.height / scale
+            width, height = image.size
+            scale = self._scale(width, height) if image.format == "JPEG" else 1
             pixels = self._load(image, scale)
-            exif, xmp = stripped.exif or image.info.get("exif", b""), stripped.xmp or image.info.get("xmp", b"")
-            # Pillow has turned a TIFF already.
+            # Pillow has turned a TIFF, which its size before tells only where a tag of its own says so.
+            extent = (width / scale, height / scale) if scale > 1 else (pixels.shape[1], pixels.shape[0])
+            exif = stripped.exif or image.info.get("exif", b"")
+            # What turns an AVIF stands in its boxes, and Pillow puts that into its EXIF.
+            xmp = b"" if image.format == "AVIF" else stripped.xmp or image.info.get("xmp", b"")
             transpose = None if image.format == "TIFF" else self._transpose(exif, xmp)
             return DecodedImage(pixels, extent, transpose)
         except (Fault, MemoryError):
@@ -163,6 +174,8 @@ class Decoder:
             self._check_size(width, height)
         if image.mode in _UNSCALED_MODES:
             raise UnsupportedFormat(f"{image.format} of 32 bits a sample, or signed, is not read; send 8 or 16 bits")
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and _has_planes_that_pillow_misreads(image):
+            raise UnsupportedFormat("an uncompressed TIFF of separate planes is read with 8 bits a sample alone")
         run_lengths = any(tile.codec_name == "bmp_rle" for tile in image.tile)
         if run_lengths and (image.width * image.height > MAX_RUN_LENGTH_PIXELS or size > MAX_RUN_LENGTH_BYTES):
             raise UnsupportedFormat("a large BMP of run lengths is not read; send it uncompressed or as PNG")
@@ -264,7 +277,7 @@ def _complaint(data: bytes) -> tuple[str, str]:
             except MemoryError:
                 raise
             except Exception as error:
-                return name, str(error)
+                return ("", "") if str(error).endswith(_OF_ANOTHER_FORMAT) else (name, str(error))
             return name, ""
     return "", ""
 
@@ -277,6 +290,15 @@ def _tile_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of a TIFF's tiles, in pixels; zeros for an image without tiles."""
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     return int(tags.get(TiffImagePlugin.TILEWIDTH, 0)), int(tags.get(TiffImagePlugin.TILELENGTH, 0))
+
+
+def _has_planes_that_pillow_misreads(image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Of samples in planes of their own Pillow heeds neither the bits, unless libtiff reads them, nor what is white."""
+    if image.tag_v2.get(TiffImagePlugin.PLANAR_CONFIGURATION) != 2 or image.tile[0].codec_name != "raw":
+        return False
+    bits = set(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+    is_plain = bits == {8} or image.mode == "1"
+    return not is_plain or image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0) == 0
 
 
 def _forget_subdirectories(image: TiffImagePlugin.TiffImageFile) -> None:

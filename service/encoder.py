@@ -320,6 +320,9 @@ def _load_vision_config(checkpoint: str, revision: str | None) -> SiglipVisionCo
     vision_config = getattr(config, "vision_config", config)
     if not isinstance(vision_config, SiglipVisionConfig):
         raise StartupFault(f"checkpoint {checkpoint!r} is no SigLIP: its model type is {config.model_type!r}")
+    # Their weights are codes, which would be taken for the numbers that they stand for.
+    if any(getattr(each, "quantization_config", None) for each in (config, vision_config)):
+        raise StartupFault(f"checkpoint {checkpoint!r} is quantised; serve the one that it was made of")
     if not getattr(vision_config, "vision_use_head", True):
         raise StartupFault(f"checkpoint {checkpoint!r} has no pooling head, so it gives no embeddings")
     return vision_config

@@ -26,5 +26,5 @@ def fingerprint(model: SiglipVisionModel, **settings: Any) -> str:
     digest = hashlib.sha256(json.dumps([config, settings], sort_keys=True).encode())
     for name, weight in sorted(model.named_parameters(), key=lambda item: str(item[0])):
         digest.update(f"{name} {tuple(weight.shape)} ".encode())
-        digest.update(weight.numpy(force=True))
+        digest.update(weight.contiguous().numpy(force=True))
     return digest.hexdigest()[:_HEX_DIGITS]

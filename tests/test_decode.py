@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
 from service.decode import FORMATS, DecodedImage, Decoder
 from service.errors import (
@@ -153,6 +153,36 @@ def test_exif_orientation_is_applied_or_not_by_the_setting(orientation: int, ima
         _assert_shows(unturned.pixels, as_stored, None)
 
 
+def test_an_orientation_that_stands_in_xmp_alone_turns_what_pillow_turns() -> None:
+    """A TIFF is turned when it is read, whatever size it told before; what turns an AVIF are its boxes."""
+    stored = picture(40, 30)
+    xmp = b'<x tiff:Orientation="6"/>'
+    tiff = encode(Image.fromarray(stored), "TIFF", tiffinfo={700: xmp})
+    for decoder in (PLAIN, FULL_SCALE):
+        np.testing.assert_array_equal(_read(tiff, decoder).pixels, TURNED[6](stored))
+    if features.check("avif"):
+        assert _read(encode(Image.fromarray(stored), "AVIF", xmp=xmp), FULL_SCALE).transpose is None
+
+
+def _planar_tiff(samples: npt.NDArray[Any], photometric: int = 2) -> bytes:
+    """Uncompressed, each channel of `[H, W, C]` in a plane of its own."""
+    height, width, channels = samples.shape
+    planes = [samples[..., channel].tobytes() for channel in range(channels)]
+    bits = struct.pack("<4H", *[8 * samples.itemsize] * channels, *[0] * (4 - channels))
+    offsets = struct.pack("<4I", *(16 + len(planes[0]) * each for each in range(4)))
+    body = bits + b"".join(planes) + offsets + struct.pack("<4I", *[len(planes[0])] * 4)
+    at = 16 + sum(map(len, planes))
+    entries = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, channels, 8), (259, 3, 1, 1), (262, 3, 1, photometric)]
+    entries += [(273, 4, channels, at), (277, 3, 1, channels), (278, 3, 1, height), (279, 4, channels, at + 16)]
+    directory = b"".join(struct.pack("<HHII", *entry) for entry in [*entries, (284, 3, 1, 2)])
+    return struct.pack("<4sI", b"II*\0", 8 + len(body)) + body + struct.pack("<H", 10) + directory + bytes(4)
+
+
+def test_planes_of_eight_bits_are_read() -> None:
+    stored = picture(40, 30)
+    np.testing.assert_array_equal(_decoded(_planar_tiff(stored)), stored)
+
+
 @pytest.mark.parametrize(
     "exif",
     [b"Exif\0\0", b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12"],
@@ -190,6 +220,11 @@ def _tiff_with(tag: int, value: int, in_place_of: int) -> bytes:
     return encode(Image.new("F", (4, 4)), "TIFF").replace(entry, other)
 
 
+def _bmp_of(bits: int) -> bytes:
+    data = encode(Image.new("RGB", (4, 4)), "BMP")
+    return data[:28] + struct.pack("<H", bits) + data[30:]
+
+
 def _jpeg_of_12_bits() -> bytes:
     return encode(Image.new("L", (4, 4)), "JPEG").replace(b"\xff\xc0\0\x0b\x08", b"\xff\xc1\0\x0b\x0c")
 
@@ -217,6 +252,14 @@ HOSTILE: dict[str, tuple[bytes, bool, type[ClientFault], str]] = {
     "64-bit floats": (_tiff_with(258, 64, 32), False, UnsupportedFormat, "TIFF of this kind is not read"),
     "TIFF of JPEG 2000": (_tiff_with(259, 34712, 1), False, UnsupportedFormat, "compression 34712 is not read"),
     "TIFF of WebP": (_tiff_with(259, 50001, 1), False, UnsupportedFormat, "compression 50001 is not read"),
+    "planes of 16 bits": (_planar_tiff(picture(4, 4).astype("<u2")), False, UnsupportedFormat, "separate planes"),
+    "BMP of 13 bits": (_bmp_of(13), False, UnsupportedFormat, "Unsupported BMP pixel depth (13)"),
+    "heic that begins as an avif": (
+        b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(40),
+        False,
+        UnsupportedFormat,
+        "none of",
+    ),
     "12-bit JPEG": (_jpeg_of_12_bits(), False, UnsupportedFormat, "(cannot handle 12-bit layers)"),
     "header without an end": (png_header(4, 4)[:20], False, CorruptImage, "header"),
     "no width": (png_header(0, 4) + png_chunk(b"IDAT", b""), False, CorruptImage, "header"),

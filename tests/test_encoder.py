@@ -387,6 +387,18 @@ def test_a_checkpoint_of_both_towers_gives_its_vision_tower(tmp_path: Path, batc
     _assert_same(encoder.encode_pixel_values(batch.pixel_values), expected, 0.99999)
 
 
+@pytest.mark.parametrize("name", ["quantization_config", "vision_config.quantization_config"])
+def test_a_quantised_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
+    """Or its codes would be served as if they were weights."""
+    SiglipModel(SiglipConfig(text_config={**SHAPE, "vocab_size": 50}, vision_config=SHAPE)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    place = config if name.count(".") == 0 else config["vision_config"]
+    place["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(StartupFault, match="is quantised"):
+        load_model(str(tmp_path), None, random_weights=False)
+
+
 def test_a_half_precision_checkpoint_is_loaded_in_float32(tmp_path: Path) -> None:
     _tiny_model().to(torch.bfloat16).save_pretrained(tmp_path)
     assert load_model(str(tmp_path), None, random_weights=False).dtype == torch.float32

@@ -36,6 +36,13 @@ def test_it_is_the_same_on_every_machine_and_in_any_order() -> None:
     assert fingerprint(_model(), **dict(reversed(SETTINGS.items()))) == EXPECTED
 
 
+def test_how_weights_lie_in_memory_does_not_show() -> None:
+    """A file of pickled weights keeps it."""
+    model = _model()
+    model.to(memory_format=torch.channels_last)
+    assert fingerprint(model, **SETTINGS) == EXPECTED
+
+
 def test_a_single_bit_of_any_weight_shows() -> None:
     model = _model()
     seen = {EXPECTED}
