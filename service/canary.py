@@ -31,7 +31,7 @@ Embed = Callable[[bytes], Embedding | None]
 
 Answer = Literal["right", "crowded out", "refused"]
 
-_SECONDS = 6.0
+_SECONDS = 5.0
 _NEIGHBOURS_LIE = b"incomplete string data for inference input"
 # The size of the batch that an image is in changes its last bits: in bfloat16 by a cosine of 0.9999 or so.
 _LEAST_COSINE = 0.999
@@ -112,7 +112,7 @@ class Canary:
 
         Raises:
             ServiceFailure: the answer is another embedding, or none.
-            OSError, HTTPException: there was none within 6 seconds.
+            OSError, HTTPException: there was none within 5 seconds.
         """
         are_asked = len(self._devices) > 1
         if are_asked and not self._devices_embed():
