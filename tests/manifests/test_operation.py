@@ -124,12 +124,14 @@ def test_a_pods_memory_holds_what_its_settings_allow(folder: str, kind: str, set
 
 
 @each_pod
-def test_volumes_are_there(folder: str, kind: str) -> None:
+def test_volumes_are_there_and_shared_memory_has_room_in_the_pods(folder: str, kind: str) -> None:
     spec, given = pod_spec(only(render(folder), kind)), container(folder, kind)
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
     assert sorted(mount["name"] for mount in given["volumeMounts"]) == sorted(volumes)
     if kind != "Job":
-        assert volumes["shm"]["emptyDir"]["medium"] == "Memory"
+        shared = volumes["shm"]["emptyDir"]
+        assert shared["medium"] == "Memory"
+        assert 2 * _gibibytes(shared["sizeLimit"]) < _gibibytes(given["resources"]["limits"]["memory"])
     for volume in volumes.values():
         if "configMap" in volume:
             assert volume["configMap"]["name"] == only(render(folder), "ConfigMap")["metadata"]["name"]
