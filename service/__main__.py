@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 
-from service.environment import ARITHMETIC
+from service.environment import prepare_environment
 from service.errors import ServiceFailure, StartupFault
 from service.logs import configure_logging
 from service.settings import load_settings, readable_log_format
@@ -28,8 +28,7 @@ def main() -> int:
         configure_logging("info", log_format)
         return _complain(fault, 2, log_format)
     configure_logging(settings.log_level, settings.log_format)
-    for name, value in ARITHMETIC.items():
-        os.environ.setdefault(name, value)
+    prepare_environment()
     # Only now: torch and transformers take seconds to import, and neither --help nor a wrong setting needs them.
     from service.server import serve
 

@@ -3,6 +3,8 @@
 It must not know who loads them.
 """
 
+import os
+
 ARITHMETIC = {
     # Or the last bits of float32 results would depend on how many threads a batch gets.
     "MKL_CBWR": "AUTO,STRICT",
@@ -10,3 +12,9 @@ ARITHMETIC = {
     # oneDNN's own cache, which all threads share, is as fast.
     "LRU_CACHE_CAPACITY": "1",
 }
+
+
+def prepare_environment() -> None:
+    """Have it so in this process, but for what is set already; to be called before torch is imported."""
+    for name, value in ARITHMETIC.items():
+        os.environ.setdefault(name, value)

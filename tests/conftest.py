@@ -1,17 +1,14 @@
 """What tests of several rooms share."""
 
 import gc
-import os
 import sys
 from collections.abc import Iterator
 
 import pytest
 
-from service.environment import ARITHMETIC
+from service.environment import prepare_environment
 
-# Before anything imports torch, as `python -m service` does.
-for name, value in ARITHMETIC.items():
-    os.environ.setdefault(name, value)
+prepare_environment()  # before anything imports torch
 
 
 @pytest.fixture
