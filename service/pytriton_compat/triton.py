@@ -222,7 +222,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         while not self._answers("ready", _ANSWER_SECONDS):
             self._close_shared_memory()
             if not self._triton_server.is_alive():
-                raise StartupFault(f"tritonserver ended while it started; its last line: {self._last_line[:500]}")
+                raise StartupFault(f"tritonserver ended while it started; {self._last_words}")
             if time.monotonic() > deadline:
                 raise StartupFault(f"tritonserver was not ready after {seconds:.0f} s")
             # Requests that it has accepted since are to be answered.
@@ -230,7 +230,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
                 return False
         self._processes = self._living_processes()
         if not self._processes:
-            raise StartupFault(f"tritonserver ended when it was ready; its last line: {self._last_line[:500]}")
+            raise StartupFault(f"tritonserver ended when it was ready; {self._last_words}")
         self._close_shared_memory()
         self._hide_tokens()
         self._limit_shared_memory()
@@ -422,6 +422,10 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
                 level = _LOG_LEVELS.get(line[0], logging.INFO) if self._serving else logging.DEBUG
                 triton_logger.log(level, "%s", line)
 
+    @property
+    def _last_words(self) -> str:
+        return f"its last line: {self._last_line[:500]}"
+
     def _on_tritonserver_exit(self, *arguments: Any) -> None:
         """Leave the end of tritonserver to `check_alive()`: PyTriton would end this process with success."""
         *_, self._exit_code = arguments
@@ -432,7 +436,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         self._has_ended.wait(_ANSWER_SECONDS)
         code = self._exit_code
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return f"{how}; its last line: {self._last_line[:500]}"
+        return f"{how}; {self._last_words}"
 
     def _offer_libpython(self) -> None:
         folder = self._workspace.path / "libpython"
