@@ -205,6 +205,7 @@ class Decoder:
         stored = image.tile[0].args if image.tile else None  # forgotten once the pixels are there
         image.load()
         _scale_transparent_colour(image, stored)
+        _fill_unused_alpha(image)
         return self._to_rgb(_eight_bits(image) if image.mode in _SIXTEEN_BIT_MODES else image)
 
     def _to_rgb(self, image: Image.Image) -> npt.NDArray[np.uint8]:
@@ -323,6 +324,12 @@ def _scale_transparent_colour(image: Image.Image, stored: object) -> None:
         image.info["transparency"] = tuple(sample >> 8 for sample in colour)
     elif isinstance(colour, int) and stored in _GRAY_STEPS:
         image.info["transparency"] = colour * _GRAY_STEPS[stored]
+
+
+def _fill_unused_alpha(image: ImageFile.ImageFile) -> None:
+    """Make a BMP opaque whose alpha is zero everywhere: who wrote it left it alone, and viewers show the picture."""
+    if image.format == "BMP" and image.mode == "RGBA" and not image.getchannel("A").getbbox():
+        image.putalpha(255)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

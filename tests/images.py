@@ -269,6 +269,15 @@ def _bmp() -> Sample:
     return Sample(encode(Image.fromarray(rgb), "BMP"), "BMP", _opaque(rgb))
 
 
+def _bmp_alpha(is_used: bool) -> Sample:
+    """A fourth channel, which many programs say is there and leave zero."""
+    rgb, alpha = picture(63, 41, 26 + is_used), _alpha(63, 41) * is_used
+    header = struct.pack("<IiiHHI20x4I52x", 108, 63, 41, 1, 32, 3, 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    rows = np.dstack([rgb[..., ::-1], alpha])[::-1].tobytes()
+    data = b"BM" + struct.pack("<IHHI", 122 + len(rows), 0, 0, 122) + header + rows
+    return Sample(data, "BMP", np.dstack([rgb, alpha]) if is_used else _opaque(rgb))
+
+
 def _tiff_lzw_pages() -> Sample:
     rgb, second = picture(61, 47, 19), Image.fromarray(picture(61, 47, 20))
     data = encode(Image.fromarray(rgb), "TIFF", compression="tiff_lzw", save_all=True, append_images=[second])
@@ -336,6 +345,8 @@ _MAKERS: dict[str, Callable[[], Sample]] = {
     "gif_animated": _gif_animated,
     "gif_transparent": _gif_transparent,
     "bmp": _bmp,
+    "bmp_alpha": lambda: _bmp_alpha(True),
+    "bmp_unused_alpha": lambda: _bmp_alpha(False),
     "tiff_lzw_pages": _tiff_lzw_pages,
     "tiff_gray_12_bit": lambda: _tiff_gray(12, 1),
     "tiff_gray_16_bit": lambda: _tiff_gray(16, 1),
