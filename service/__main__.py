@@ -9,6 +9,7 @@ from service.environment import prepare_environment
 from service.errors import ServiceFailure, StartupFault
 from service.logs import configure_logging
 from service.settings import load_settings, readable_log_format
+from service.signals import ending_signals
 
 logger = logging.getLogger("service")
 
@@ -19,7 +20,7 @@ def main() -> int:
     """Run the service; the exit code is 0 after a signal, 1 for a failure, 2 for a wrong setting."""
     if sys.argv[1:2] == ["fetch"]:
         return _fetch(sys.argv[2:])
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ending_signals():
         signal.signal(number, lambda *_: sys.exit(0))
     try:
         settings = load_settings(sys.argv[1:])

@@ -27,10 +27,10 @@ from service.ports import check_ports_are_free, free_ports
 from service.pytriton_compat.triton import Access, TritonFailure
 from service.restarts import Restarts
 from service.settings import Settings
+from service.signals import ending_signals
 
 logger = logging.getLogger(__name__)
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # What ends one tritonserver after another is for a supervisor, and for an alert, to know.
 _MOST_RESTARTS = 5
 _RESTARTS_SECONDS = 600.0
@@ -40,7 +40,7 @@ _RESTART_SECONDS = 60.0  # its files have been read before
 
 
 def serve(settings: Settings) -> None:
-    """Start, serve until SIGTERM or SIGINT, answer what is in flight, and leave nothing behind.
+    """Start, serve until a signal, answer what is in flight, and leave nothing behind.
 
     Raises:
         StartupFault: the service cannot start; the message says what to change.
@@ -136,17 +136,20 @@ def _introduce(encoders: Sequence[Encoder], facts: Mapping[str, str], metrics: M
 
 
 def _shutdown_on_signals() -> threading.Event:
-    """An event that SIGTERM or SIGINT sets; a second one ends the service where it is."""
-    shutdown = threading.Event()
+    """An event that the first signal sets; a second one ends the service where it is.
 
-    def on_signal(*_: object) -> None:
-        if shutdown.is_set():
-            for number in _SIGNALS:
-                signal.signal(number, signal.SIG_IGN)
+    A second SIGHUP does not: the shell and the kernel both send one at a terminal's end.
+    """
+    shutdown, numbers = threading.Event(), ending_signals()
+
+    def on_signal(number: int, _: object) -> None:
+        if shutdown.is_set() and number != signal.SIGHUP:
+            for each in numbers:
+                signal.signal(each, signal.SIG_IGN)
             raise ServiceFailure("stopped at once by a second signal: what was in flight is dropped")
         shutdown.set()
 
-    for number in _SIGNALS:
+    for number in numbers:
         signal.signal(number, on_signal)
     return shutdown
 

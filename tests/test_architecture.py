@@ -9,10 +9,10 @@ SERVICE = Path(__file__).parents[1] / "service"
 # Who may look into whom; the demo builds the checkpoint and belongs to no room.
 ALLOWED = {
     "__init__": set[str](),
-    "__main__": {"settings", "logs", "environment", "errors", "server", "fetch"},
+    "__main__": {"settings", "signals", "logs", "environment", "errors", "server", "fetch"},
     "server": {
         "settings", "assembly", "encoder", "front_end", "pytriton_compat", "errors", "cores", "metrics", "ports",
-        "access", "heartbeat", "local_client", "restarts", "__version__",
+        "access", "heartbeat", "local_client", "restarts", "signals", "__version__",
     },
     "front_end": {
         "settings", "assembly", "encoder", "pipeline", "endpoint", "pytriton_compat", "metrics", "canary", "heartbeat",
@@ -53,6 +53,7 @@ ALLOWED = {
     "metrics": {"access", "local_client"},
     "ports": {"errors"},
     "restarts": set[str](),
+    "signals": set[str](),
     "workspace": set[str](),
     "vision_tower": set[str](),
     "pytriton_compat": {"access", "errors", "local_client", "pytriton_compat", "workspace"},

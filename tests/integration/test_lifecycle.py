@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -113,12 +113,25 @@ def _send_lies_among_images(port: int) -> Counter[str]:
         return Counter(outcome.partition(",")[0] for outcome in threads.map(send, range(60)))
 
 
-def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+@pytest.fixture
+def hangups() -> Iterator[None]:
+    """Have SIGHUP reach what is started meanwhile, also where the tests themselves run below nohup."""
+    before = signal.signal(signal.SIGHUP, lambda *_: None)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangups")
+def test_the_terminals_end_drains_it_too_and_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     with service(tmp_path, "--shutdown-grace-s", "600") as running, load(running, clients=4) as answers:
         wait_for(lambda: len(answers) > 10)
         family = running.family()
-        running.process.send_signal(signal.SIGTERM)
+        running.process.send_signal(signal.SIGHUP)
         wait_for(lambda: not running.is_ready(), 10)
+        running.process.send_signal(signal.SIGHUP)  # which both the shell and the kernel send
+        answered = len(answers)
+        wait_for(lambda: len(answers) > answered + 10)
+        assert {outcome for _, outcome in answers} == {"right"}
         assert running.stop(signal.SIGINT) == 1
         assert "error: stopped at once by a second signal" in running.output()
         assert os.listdir(running.temporary) == []
