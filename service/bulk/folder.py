@@ -71,7 +71,7 @@ class Folder:
         """
         if self.is_local:
             # As the client: a link is no folder, and names are bytes.
-            yield from walk(self.path, left_out)
+            yield from walk(self.path, SUFFIXES, left_out)
             return
         for info in self.filesystem.get_file_info(pa.fs.FileSelector(self.path, recursive=True)):
             if info.is_file and info.path.lower().endswith(SUFFIXES):

@@ -1,12 +1,13 @@
 """What to embed: a folder, a pattern or a list of names -> encoded images, each with its id.
 
-Comes in: the source, and the ids that need no embedding. Goes out: files' bytes, read by as many threads as ask. It
-must not know what becomes of them.
+Comes in: the source, and the ids that need no embedding. Goes out: bytes of files and of what is in tar files, read by
+as many threads as ask. It must not know what becomes of them.
 
 One thread lists ahead, so that it is soon known how many images there are. Names, and nothing else of the images that
 are still to come, are held in memory.
 """
 
+import contextlib
 import errno
 import glob
 import os
@@ -19,10 +20,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
+
+from service.client.tars import members_of
 
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
 SUFFIXES = (*_JPEG, ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif")
+_TAR = ".tar"
 # Of files that are left out, the most frequent.
 _KINDS = 5
 # What a file's own name, kind or rights lead to, and not the disk or the network that it is on.
@@ -45,8 +49,22 @@ class NotListed(Exception):
     """The source cannot be listed to its end, or not be read any more. `str(error)` is its name, and why."""
 
 
+class Place(NamedTuple):
+    """Where an image's bytes are: in a file of its own, or in a tar file, which is named before it in its name."""
+
+    name: str
+    tar: str = ""
+    offset: int = 0
+    size: int | None = None
+
+    @property
+    def file(self) -> str:
+        """The name of the file to open."""
+        return self.tar or self.name
+
+
 class Image(NamedTuple):
-    """A file's bytes, or in one line why there are none."""
+    """An image's bytes, or in one line why there are none."""
 
     id: str
     data: bytes
@@ -59,7 +77,7 @@ class LeftOut:
 
     Attributes:
         unlisted: folders that could not be listed, and why.
-        links: how many links to folders there are.
+        links: how many links to folders there are, and links in tar files.
         no_files: how many pipes, sockets and devices, and links to such.
         others: files that have no image's name, by what their names end in.
     """
@@ -78,7 +96,7 @@ class LeftOut:
         for line in self.unlisted:
             yield f"not listed: {line}"
         if self.links:
-            yield f"links to folders, which are not followed: {self.links:,}"
+            yield f"links to folders or in tar files, which are not followed: {self.links:,}"
         if self.no_files:
             yield f"pipes, sockets and devices, which are not read: {self.no_files:,}"
         if self.others:
@@ -115,35 +133,35 @@ class Images:
         self._known = known
         self._seen = set[str]()
         self._max_bytes = max_bytes
-        self._names: SimpleQueue[str | None] = SimpleQueue()
+        self._places: SimpleQueue[Place | None] = SimpleQueue()
         self._closed = False
         # A thread that waits for stdin cannot be ended, so nobody is to wait for its end.
         threading.Thread(target=self._list, daemon=True, name="list").start()
 
     def read_next(self) -> Image | None:
         """The next image, which waits for its name and its file; None when there are no more, or after `close`."""
-        name = self._names.get()
-        if name is None or self._closed:
-            self._names.put(None)  # for the others that wait
+        place = self._places.get()
+        if place is None or self._closed:
+            self._places.put(None)  # for the others that wait
             return None
-        path = os.path.join(self._folder, name)
+        image_id, path = id_of(place.name), os.path.join(self._folder, place.file)
         try:
-            data = _read(path, self._max_bytes + 1)
+            data = _read(path, place, self._max_bytes + 1)
         except (OSError, ValueError) as error:  # a ValueError: a name with a zero byte
             reason = getattr(error, "strerror", None) or error
             if isinstance(error, OSError) and self._is_gone(os.path.dirname(path)):
                 self.failure = NotListed(f"{path}: {reason}; the others cannot be read either")
                 self.close()
                 return None
-            return Image(id_of(name), b"", f"unreadable: {reason}")
+            return Image(image_id, b"", f"unreadable: {reason}")
         if len(data) > self._max_bytes:
-            return Image(id_of(name), b"", f"too_many_bytes: over {self._max_bytes} bytes (--max-image-bytes)")
-        return Image(id_of(name), data)
+            return Image(image_id, b"", f"too_many_bytes: over {self._max_bytes} bytes (--max-image-bytes)")
+        return Image(image_id, data)
 
     def close(self) -> None:
         """No more images, also for those that wait for one."""
         self._closed = True
-        self._names.put(None)
+        self._places.put(None)
 
     def _is_gone(self, parent: str) -> bool:
         """Whether no image can be read any more, as where a mount is gone or no more files can be opened."""
@@ -158,17 +176,17 @@ class Images:
     def _list(self) -> None:
         total = 0
         try:
-            for name in self._listed():
+            for place in self._listed():
                 if self._closed:
                     return
-                if self._is_to_embed(id_of(name)):
-                    self._names.put(name)
+                if self._is_to_embed(id_of(place.name)):
+                    self._places.put(place)
                     total += 1
             self.total = total
         except Exception as error:
             self.failure = NotListed(f"{self._source}: {getattr(error, 'strerror', None) or error}")
         finally:
-            self._names.put(None)
+            self._places.put(None)
 
     def _is_to_embed(self, image_id: str) -> bool:
         """Whether it is listed for the first time, and not known."""
@@ -181,7 +199,29 @@ class Images:
         self.done += 1
         return False
 
-    def _listed(self) -> Iterator[str]:
+    def _listed(self) -> Iterator[Place]:
+        for name in self._names():
+            if name.lower().endswith(_TAR):
+                yield from self._listed_in_tar(name)
+            else:
+                yield Place(name)
+
+    def _listed_in_tar(self, name: str) -> Iterator[Place]:
+        path = os.path.join(self._folder, name)
+        try:
+            with _opened(path) as file:
+                for member in members_of(file):
+                    if member.islnk() or member.issym():
+                        self.left_out.links += 1
+                    elif member.isreg() and not member.name.lower().endswith(SUFFIXES):
+                        self.left_out.count(member.name)
+                    elif member.isreg():
+                        member_name = os.path.join(name, member.name.removeprefix("./"))
+                        yield Place(member_name, name, member.offset_data, member.size)
+        except (OSError, ValueError) as error:
+            self.left_out.unlisted.append(f"{id_of(path)}: {getattr(error, 'strerror', None) or error}")
+
+    def _names(self) -> Iterator[str]:
         if self._source == "-" and sys.stdin is None:
             raise OSError(errno.EBADF, "stdin is closed")
         if self._source == "-":
@@ -189,17 +229,18 @@ class Images:
             with open(sys.stdin.fileno(), errors="surrogateescape", newline="\n", closefd=False) as lines:
                 yield from filter(None, (line.rstrip("\r\n") for line in lines))
         elif self._folder:
-            yield from walk(self._folder, self.left_out)
+            yield from walk(self._folder, (*SUFFIXES, _TAR), self.left_out)
         else:
             if not glob.has_magic(self._source):
                 os.lstat(self._source)  # raises where nothing is, which a pattern just does not match
             yield from (name for name in glob.iglob(self._source, recursive=True) if not os.path.isdir(name))
 
 
-def walk(folder: str, left_out: LeftOut, below: str = "") -> Iterator[str]:
-    """Names of the images `below` a folder, relative to it; links to files are followed, links to folders are not.
+def walk(folder: str, suffixes: tuple[str, ...], left_out: LeftOut, below: str = "") -> Iterator[str]:
+    """Names of the files `below` a folder that end so, relative to it.
 
-    A link that leads nowhere counts as an image, to be told of. A pipe, which could be waited for for ever, does not.
+    Links to files are followed, links to folders are not. A link that leads nowhere counts as a file, to be told of. A
+    pipe, which could be waited for for ever, does not.
     """
     folders = []
     try:
@@ -212,14 +253,14 @@ def walk(folder: str, left_out: LeftOut, below: str = "") -> Iterator[str]:
                     left_out.links += 1
                 elif kind not in (stat.S_IFREG, _NOTHING):
                     left_out.no_files += 1
-                elif entry.name.lower().endswith(SUFFIXES):
+                elif entry.name.lower().endswith(suffixes):
                     yield name
                 else:
                     left_out.count(entry.name)
     except OSError as error:
         left_out.unlisted.append(f"{Path(folder, below)}: {error.strerror}")
     for each in folders:
-        yield from walk(folder, left_out, each)
+        yield from walk(folder, suffixes, left_out, each)
 
 
 def _kind(entry: os.DirEntry[str]) -> int:
@@ -245,13 +286,25 @@ def folder_of(source: str) -> str:
     return source if source != "-" and os.path.isdir(source) else ""
 
 
-def _read(path: str, most: int) -> bytes:
-    """So many bytes of a file at most. Whoever opens a pipe would wait for somebody to write to it."""
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[BinaryIO]:
+    """A file to read. Whoever opens a pipe would wait for somebody to write to it."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "it is no regular file")
-        return file.read(most)
+        yield file
+
+
+def _read(path: str, place: Place, most: int) -> bytes:
+    """So many bytes of an image at most."""
+    size = most if place.size is None else min(place.size, most)
+    with _opened(path) as file:
+        file.seek(place.offset)
+        data = file.read(size)
+    if place.size is not None and len(data) < size:
+        raise OSError(errno.EINVAL, "the tar file ends within it")
+    return data
 
 
 def id_of(name: str) -> str:

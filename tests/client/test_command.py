@@ -1,11 +1,13 @@
 """The client against a service that answers as each image says: what is sent again, kept, gone on from, and told."""
 
 import errno
+import io
 import os
 import signal
 import ssl
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -48,6 +50,18 @@ def _images(folder: Path, *scripts: str) -> Path:
     for number, script in enumerate(scripts):
         (folder / ("below" if number % 2 else "") / f"{number}.JPG").write_text(f"{script} #{number}")
     return folder
+
+
+def _shard(path: Path, *scripts: str, first: int = 0) -> Path:
+    """A tar file with one image a script, and what tells of it, as large sets of images are shipped."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as shard:
+        for number, script in enumerate(scripts, first):
+            for name, text in (f"./{number}.jpg", f"{script} #{number}"), (f"{number}.json", "{}"):
+                member = tarfile.TarInfo(name)
+                member.size = len(text)
+                shard.addfile(member, io.BytesIO(text.encode()))
+    return path
 
 
 def _arguments(images: Path | str, fake: FakeService, out: Path, *more: str) -> list[str]:
@@ -161,6 +175,65 @@ def test_names_come_from_stdin_or_a_pattern_and_each_is_embedded_once(
     assert main(_arguments(f"{images}/**/*.JPG", fake, out.with_suffix(".npy"))) == 0
     ids = Path(f"{out.with_suffix('.npy')}.ids.txt").read_text().splitlines()
     assert sorted(ids) == sorted([*(str(path) for path in images.rglob("?.JPG")), f"{images}/a\\r\\u2028b.JPG"])
+
+
+def test_images_in_tar_files_are_embedded_as_those_beside_them(
+    fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = _images(tmp_path / "images", "200", "200")
+    _shard(images / "shards" / "a.tar", "200", "400 200", "200", first=2)
+    with tarfile.open(_shard(images / "b.TAR", "200", first=5), "a") as shard:
+        shard.add("/dev/null", "pipe.jpg")
+        link = tarfile.TarInfo("link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "5.jpg"
+        shard.addfile(link)
+    arguments = _arguments(images, fake, out)
+    assert main(arguments) == 1
+    assert {name: error for name, (_, error) in _rows(out).items() if error} == {
+        "shards/a.tar/3.jpg": "corrupt_image: it is damaged"
+    }
+    assert "b.TAR/5.jpg" in _rows(out) and _embeddings(out) == {n: e for n, e in _expected(6).items() if n != 3}
+    said = capsys.readouterr().err
+    assert "links to folders or in tar files, which are not followed: 1\n" in said
+    assert "4 files left out by their names: .json 4\n" in said
+    assert main([*arguments, "--retry-failed"]) == 0
+    assert _embeddings(out) == _expected(6) and fake.asked["200 #5"] == 1
+    alone = out.with_name("alone.parquet")
+    assert main(_arguments(images / "b.TAR", fake, alone)) == 0
+    assert list(_rows(alone)) == [f"{images}/b.TAR/5.jpg"]
+
+
+def test_what_a_damaged_tar_file_lacks_is_told(
+    fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An image and what tells of it take 2,048 bytes here, half of each are its header."""
+    whole, images = _shard(tmp_path / "whole.tar", "200", "200").read_bytes(), tmp_path / "images"
+    images.mkdir()
+    cuts = {"between": 2048, "header": 2100, "image": 2563, "text": 3585, "start": 100}
+    for name, size in cuts.items():
+        (images / f"{name}.tar").write_bytes(whole[:size])
+    (images / "garbled.tar").write_bytes(whole[:2048] + b"x" * 512 + whole[2560:])
+    (images / "whole.tar").write_bytes(whole)
+    os.mkfifo(images / "pipe.tar")
+    (images / "nowhere.tar").symlink_to("nowhere")
+    assert main(_arguments(images, fake, out)) == 1
+    assert {name: error for name, (_, error) in _rows(out).items()} == {
+        **{f"{name}.tar/0.jpg": None for name in (*cuts, "garbled", "whole") if name != "start"},
+        "image.tar/1.jpg": "unreadable: the tar file ends within it",
+        "text.tar/1.jpg": None,
+        "whole.tar/1.jpg": None,
+    }
+    said = capsys.readouterr().err
+    assert {line.split("/")[-1] for line in said.splitlines() if line.startswith("not listed: ")} == {
+        "between.tar: not a whole tar file: no end and no member after 2048 bytes",
+        "header.tar: not a whole tar file: no end and no member after 2048 bytes",
+        "garbled.tar: not a whole tar file: no end and no member after 2048 bytes",
+        "image.tar: not a whole tar file: unexpected end of data",
+        "text.tar: not a whole tar file: unexpected end of data",
+        "start.tar: not a whole tar file: truncated header",
+        "nowhere.tar: No such file or directory",
+    }
+    assert "pipes, sockets and devices, which are not read: 1" in said
 
 
 def test_a_npy_has_the_same_rows_as_a_parquet_file(fake: FakeService, tmp_path: Path, out: Path) -> None:
@@ -379,7 +452,7 @@ def test_files_that_are_left_out_by_their_names_are_counted(
         os.mkfifo(folder / name)
     (folder / "to a pipe.jpg").symlink_to("pipe.jpg")
     told = [
-        "links to folders, which are not followed: 2",
+        "links to folders or in tar files, which are not followed: 2",
         "pipes, sockets and devices, which are not read: 3",
         "4 files left out by their names: .heic 3, none 1",
     ]

@@ -1,0 +1,28 @@
+"""A tar file, such as large sets of images are kept in -> what is where in it.
+
+Comes in: an open file. Goes out: its members. It must not know what they are for.
+"""
+
+import errno
+import tarfile
+from collections.abc import Iterator
+from typing import BinaryIO
+
+
+def members_of(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """The members of a tar file that is not compressed; their `offset_data` and `size` tell where their bytes are.
+
+    Raises:
+        OSError: it is no tar file, or is damaged beyond what came so far.
+    """
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # or they are all kept in memory
+                yield member
+            file.seek(tar.offset)
+            # Where tarfile cannot read on, it takes that for the end; only zeros are.
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"no end and no member after {tar.offset} bytes")
+    except tarfile.TarError as error:
+        raise OSError(errno.EINVAL, f"not a whole tar file: {error}") from error
