@@ -31,6 +31,7 @@ from service.pytriton_compat.command_line import overwrite_arguments
 from service.pytriton_compat.lane import InferenceCallable, Lane
 from service.pytriton_compat.libpython import link_libpython
 from service.pytriton_compat.pulse import Pulse
+from service.pytriton_compat.turns import Turns
 from service.workspace import SHARED_MEMORY
 
 logger = logging.getLogger(__name__)
@@ -234,7 +235,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         self._close_shared_memory()
         self._hide_tokens()
         self._limit_shared_memory()
-        self._serving = True
+        self._turns, self._serving = Turns(), True
         return True
 
     def check_alive(self) -> None:
@@ -252,6 +253,8 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
                 raise TritonFailure(f"{lane.name} has ended")
             if not pulse.is_alive():
                 raise TritonFailure(f"the stub of {lane.name} hangs")
+        if passed_over := self._turns.passed_over([lane for lane, _ in self._lanes]):
+            raise TritonFailure(f"the stub of {passed_over.name} gets no batches, while others do")
 
     def batches(self, model: str | None = None) -> int:
         """The number of batches that have reached a lane so far, of one model or of all."""

@@ -22,9 +22,10 @@ STANDS_STILL = f"""
 import os, time
 
 started, execute = time.time(), TritonPythonModel.execute
+still = Path({STILL!r})
 
 def stand_still(self, requests):
-    while os.path.exists({STILL!r}) and os.path.getmtime({STILL!r}) > started:
+    while still.exists() and still.stat().st_mtime > started and still.read_text() in self._lane.getpeername():
         time.sleep(0.05)
     return execute(self, requests)
 
@@ -40,7 +41,10 @@ def _sabotage() -> str:
 
 
 def sabotaged_bind(self: SupervisedTriton, model_name: str, *args: Any, **kwargs: Any) -> None:
-    """Stubs of `embed_image` that stand still as long as there is a file of that name, if it came after them."""
+    """Stubs of `embed_image` that stand still as long as there is a file with a part of their lane's name in it.
+
+    If it came after them, that is: those that take their place go on.
+    """
     bind(self, model_name, *args, **kwargs)
     if model_name == "embed_image":
         with (self._workspace.model_store_path / model_name / "1" / "model.py").open("a") as model:

@@ -79,8 +79,8 @@ def _sabotage(how: str) -> Hurt:
     return lambda _, file: file.write_text(how)
 
 
-def _stubs_stand_still(_: ServiceProcess, file: Path) -> None:
-    file.with_name(f"{file.name} of stubs").touch()
+def _stubs_stand_still(lane: str) -> Hurt:
+    return lambda _, file: file.with_name(f"{file.name} of stubs").write_text(lane)
 
 
 def _end_tritonserver_by_a_request(running: ServiceProcess, _: Path) -> None:
@@ -130,8 +130,13 @@ FAULTS: Mapping[str, Fault] = {
         _signal("bin/tritonserver", STOP), "tritonserver does not answer|the stub of .* hangs"
     ),
     "a stub is killed": _healed(_signal("embed_image_0_1", KILL), "of tritonserver has died: it is a stub"),
-    "a stub hangs": _healed(_signal("embed_image_0_1", STOP), "the stub of embed_image-lane-1 hangs"),
-    "all stubs of embed_image stand still": _healed(_stubs_stand_still, "the canary was lost on its way to a lane"),
+    "a stub hangs": _healed(
+        _signal("embed_image_0_1", STOP), "the stub of embed_image-lane-1 (hangs|gets no batches, while others do)"
+    ),
+    "all stubs of embed_image stand still": _healed(_stubs_stand_still(""), "the canary was lost on its way to a lane"),
+    "one stub of embed_image stands still": _healed(
+        _stubs_stand_still("lane-1"), "the stub of embed_image-lane-1 gets no batches"
+    ),
     "siglip's stub is killed": _healed(_signal("siglip_0_0", KILL), "of tritonserver has died: it is a stub"),
     "siglip's stub hangs": _healed(_signal("siglip_0_0", STOP), "the stub of siglip-lane-0 hangs"),
     "the service is killed": Fault(lambda running, _: running.process.kill(), "", -KILL),

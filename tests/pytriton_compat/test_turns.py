@@ -1,0 +1,47 @@
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from service.pytriton_compat.turns import Turns
+
+
+@dataclass(eq=False)
+class FakeLane:
+    name: str
+    model: str
+    batches: int = 3
+    in_the_works: int = 0
+
+
+WORKS, STANDS_STILL, HAS_A_LONG_BATCH = (1, 0), (0, 0), (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "seconds", "passed_over"),
+    [
+        (STANDS_STILL, WORKS, 6, "first"),
+        (WORKS, WORKS, 6, None),
+        (HAS_A_LONG_BATCH, WORKS, 6, None),
+        (STANDS_STILL, STANDS_STILL, 6, None),
+        (STANDS_STILL, WORKS, 0.1, None),
+    ],
+)
+def test_a_lane_that_gets_no_batches_while_others_do_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+    first: tuple[int, int],
+    second: tuple[int, int],
+    seconds: float,
+    passed_over: str | None,
+) -> None:
+    """That of another model, which has none, is no matter."""
+    lanes: list[Any] = [FakeLane("first", "a"), FakeLane("second", "a"), FakeLane("other", "b")]
+    clock, watched = 0.0, Turns()
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    for _ in range(12):
+        found = watched.passed_over(lanes)
+        for lane, (batches, in_the_works) in zip(lanes, (first, second, STANDS_STILL), strict=True):
+            lane.batches, lane.in_the_works = lane.batches + batches, in_the_works
+        clock += seconds / 10
+    assert (found and found.name) == passed_over
