@@ -65,7 +65,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "embed", help="embed images, and go on where an earlier run with the same --out has ended"
     )
     option = embed.add_argument
-    option("source", metavar="FOLDER|GLOB|-", help="a folder with all below it, a pattern in quotes, or names on stdin")
+    option(
+        "source",
+        metavar="FOLDER|GLOB|-",
+        help="a folder with all below it, a pattern in quotes, or names on stdin; of tar files, the images in them",
+    )
     option("--url", type=_url, required=True, help="http://HOST:PORT or grpc://HOST:PORT; https and grpcs for TLS")
     option("--out", type=_out, required=True, help="where embeddings go: a .parquet or a .npy file")
     option("--in-flight", type=_positive, default=60, metavar="N", help="requests under way at a time (default: 60)")
