@@ -50,17 +50,12 @@ class NotListed(Exception):
 
 
 class Place(NamedTuple):
-    """Where an image's bytes are: in a file of its own, or in a tar file, which is named before it in its name."""
+    """Where an image's bytes are: the whole of a file that is called like it, or a part of a tar file."""
 
     name: str
-    tar: str = ""
+    file: str
     offset: int = 0
     size: int | None = None
-
-    @property
-    def file(self) -> str:
-        """The name of the file to open."""
-        return self.tar or self.name
 
 
 class Image(NamedTuple):
@@ -76,7 +71,7 @@ class LeftOut:
     """What is below a folder and not listed as an image.
 
     Attributes:
-        unlisted: folders that could not be listed, and why.
+        unlisted: folders and tar files that could not be listed to their end, and why.
         links: how many links to folders there are, and links in tar files.
         no_files: how many pipes, sockets and devices, and links to such.
         others: files that have no image's name, by what their names end in.
@@ -148,12 +143,11 @@ class Images:
         try:
             data = _read(path, place, self._max_bytes + 1)
         except (OSError, ValueError) as error:  # a ValueError: a name with a zero byte
-            reason = getattr(error, "strerror", None) or error
             if isinstance(error, OSError) and self._is_gone(os.path.dirname(path)):
-                self.failure = NotListed(f"{path}: {reason}; the others cannot be read either")
+                self.failure = NotListed(f"{path}: {_reason(error)}; the others cannot be read either")
                 self.close()
                 return None
-            return Image(image_id, b"", f"unreadable: {reason}")
+            return Image(image_id, b"", f"unreadable: {_reason(error)}")
         if len(data) > self._max_bytes:
             return Image(image_id, b"", f"too_many_bytes: over {self._max_bytes} bytes (--max-image-bytes)")
         return Image(image_id, data)
@@ -184,7 +178,7 @@ class Images:
                     total += 1
             self.total = total
         except Exception as error:
-            self.failure = NotListed(f"{self._source}: {getattr(error, 'strerror', None) or error}")
+            self.failure = NotListed(f"{self._source}: {_reason(error)}")
         finally:
             self._places.put(None)
 
@@ -204,7 +198,7 @@ class Images:
             if name.lower().endswith(_TAR):
                 yield from self._listed_in_tar(name)
             else:
-                yield Place(name)
+                yield Place(name, name)
 
     def _listed_in_tar(self, name: str) -> Iterator[Place]:
         path = os.path.join(self._folder, name)
@@ -219,7 +213,7 @@ class Images:
                         member_name = os.path.join(name, member.name.removeprefix("./"))
                         yield Place(member_name, name, member.offset_data, member.size)
         except (OSError, ValueError) as error:
-            self.left_out.unlisted.append(f"{id_of(path)}: {getattr(error, 'strerror', None) or error}")
+            self.left_out.unlisted.append(f"{id_of(path)}: {_reason(error)}")
 
     def _names(self) -> Iterator[str]:
         if self._source == "-" and sys.stdin is None:
@@ -284,6 +278,11 @@ def has_entries(folder: str) -> bool:
 def folder_of(source: str) -> str:
     """The folder that a source's ids are relative to; empty where they are names as they are given."""
     return source if source != "-" and os.path.isdir(source) else ""
+
+
+def _reason(error: Exception) -> object:
+    """What an exception says, without the number and the name that an OSError puts around it."""
+    return getattr(error, "strerror", None) or error
 
 
 @contextlib.contextmanager

@@ -235,7 +235,8 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         self._close_shared_memory()
         self._hide_tokens()
         self._limit_shared_memory()
-        self._turns, self._serving = Turns(), True
+        self._turns = Turns([lane for lane, _ in self._lanes])
+        self._serving = True
         return True
 
     def check_alive(self) -> None:
@@ -253,7 +254,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
                 raise TritonFailure(f"{lane.name} has ended")
             if not pulse.is_alive():
                 raise TritonFailure(f"the stub of {lane.name} hangs")
-        if passed_over := self._turns.passed_over([lane for lane, _ in self._lanes]):
+        if passed_over := self._turns.passed_over():
             raise TritonFailure(f"the stub of {passed_over.name} gets no batches, while others do")
 
     def batches(self, model: str | None = None) -> int:

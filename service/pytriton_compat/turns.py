@@ -28,17 +28,22 @@ class _Turn(NamedTuple):
 class Turns:
     """Takes note of lanes' turns each time that it is asked."""
 
-    def __init__(self) -> None:
-        self._last: dict[Lane, _Turn] = {}
+    def __init__(self, lanes: Sequence[Lane]) -> None:
+        """Begin with what these lanes have done so far."""
+        self._others = {
+            lane: [each for each in lanes if each.model == lane.model and each is not lane] for lane in lanes
+        }
+        self._last = {lane: self._turn(lane) for lane in lanes}
 
-    def passed_over(self, lanes: Sequence[Lane]) -> Lane | None:
+    def passed_over(self) -> Lane | None:
         """One of the lanes that gets no batches while the others of its model do."""
-        for lane in lanes:
-            others = [each.batches for each in lanes if each.model == lane.model and each is not lane]
-            now = _Turn(time.monotonic(), lane.batches, sum(others))
-            last = self._last.setdefault(lane, now)
+        for lane, others in self._others.items():
+            now, last = self._turn(lane), self._last[lane]
             if lane.in_the_works or now.batches > last.batches:
                 self._last[lane] = now
             elif now.of_others - last.of_others > _MOST_PASSED * len(others) and now.at - last.at > _LEAST_SECONDS:
                 return lane
         return None
+
+    def _turn(self, lane: Lane) -> _Turn:
+        return _Turn(time.monotonic(), lane.batches, sum(other.batches for other in self._others[lane]))

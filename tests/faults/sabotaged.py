@@ -19,8 +19,6 @@ SABOTAGE = Path(os.environ["SABOTAGE"])
 STILL = f"{SABOTAGE} of stubs"
 # At the end of a stub's model: it takes batches and hands none on, while its pulse and the other model's stub go on.
 STANDS_STILL = f"""
-import os, time
-
 started, execute = time.time(), TritonPythonModel.execute
 still = Path({STILL!r})
 

@@ -37,10 +37,11 @@ def test_a_lane_that_gets_no_batches_while_others_do_is_found(
 ) -> None:
     """That of another model, which has none, is no matter."""
     lanes: list[Any] = [FakeLane("first", "a"), FakeLane("second", "a"), FakeLane("other", "b")]
-    clock, watched = 0.0, Turns()
+    clock = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: clock)
+    watched = Turns(lanes)
     for _ in range(12):
-        found = watched.passed_over(lanes)
+        found = watched.passed_over()
         for lane, (batches, in_the_works) in zip(lanes, (first, second, STANDS_STILL), strict=True):
             lane.batches, lane.in_the_works = lane.batches + batches, in_the_works
         clock += seconds / 10
