@@ -207,11 +207,13 @@ class Images:
                 for member in members_of(file):
                     if member.islnk() or member.issym():
                         self.left_out.links += 1
-                    elif member.isreg() and not member.name.lower().endswith(SUFFIXES):
-                        self.left_out.count(member.name)
-                    elif member.isreg():
+                    elif not member.isreg():
+                        self.left_out.no_files += not member.isdir()
+                    elif member.name.lower().endswith(SUFFIXES):
                         member_name = os.path.join(name, member.name.removeprefix("./"))
                         yield Place(member_name, name, member.offset_data, member.size)
+                    else:
+                        self.left_out.count(member.name)
         except (OSError, ValueError) as error:
             self.left_out.unlisted.append(f"{id_of(path)}: {_reason(error)}")
 

@@ -183,7 +183,8 @@ def test_images_in_tar_files_are_embedded_as_those_beside_them(
     images = _images(tmp_path / "images", "200", "200")
     _shard(images / "shards" / "a.tar", "200", "400 200", "200", first=2)
     with tarfile.open(_shard(images / "b.TAR", "200", first=5), "a") as shard:
-        shard.add("/dev/null", "pipe.jpg")
+        shard.add("/dev/null", "device.jpg")
+        shard.add(images / "below", "folder.jpg", recursive=False)
         link = tarfile.TarInfo("link.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "5.jpg"
         shard.addfile(link)
@@ -195,6 +196,7 @@ def test_images_in_tar_files_are_embedded_as_those_beside_them(
     assert "b.TAR/5.jpg" in _rows(out) and _embeddings(out) == {n: e for n, e in _expected(6).items() if n != 3}
     said = capsys.readouterr().err
     assert "links to folders or in tar files, which are not followed: 1\n" in said
+    assert "pipes, sockets and devices, which are not read: 1\n" in said
     assert "4 files left out by their names: .json 4\n" in said
     assert main([*arguments, "--retry-failed"]) == 0
     assert _embeddings(out) == _expected(6) and fake.asked["200 #5"] == 1
