@@ -1,33 +1,30 @@
-"""How large the frames are that the decoder of an AVIF takes memory for, whatever its boxes say of the image.
+"""Where in the boxes of an AVIF its AV1 is, and what its decoder takes memory and time for, whatever they say of it.
 
-Comes in: the bytes of an AVIF, hostile ones included. Goes out: the size that its AV1 sequence headers announce, for
-colour and for alpha. It reads no pixels and must not know what is too large.
+Comes in: the bytes of an AVIF, hostile ones included. Goes out: the frames that its AV1 announces, for colour, alpha
+and each piece that a picture is put together of. It reads no pixels and must not know what is too large.
 
-Source: ISO/IEC 14496-12 (boxes), 23008-12 (items), and sections 5.3 to 5.5 of the AV1 bitstream specification.
+Source: ISO/IEC 14496-12 (boxes) and 23008-12 (items).
 """
 
 import io
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
+from service.av1 import Frames, frames_of
 from service.errors import CorruptImage, UnsupportedFormat
 
 MAX_PARTS = 1 << 14  # boxes, extents and units of AV1; frames of a track
-# Which are decoded before the one that is shown: a layered image has up to 3, for colour and for alpha.
-MAX_HIDDEN_FRAMES = 8
 _PATH_TO_SAMPLES = (b"trak", b"mdia", b"minf", b"stbl")
-_SEQUENCE_HEADER = 1
-_FRAMES = (3, 6)
-_LONGEST_HEADER = 512  # bytes, more than all its fields up to the size of frames can take
 
 
-def largest_frame(data: bytes) -> tuple[int, int]:
-    """Width and height of the largest frame that the AV1 of an AVIF announces; 0, 0 where it announces none.
+def announced_frames(data: bytes) -> Frames:
+    """The largest frame that the AV1 of an AVIF announces, and the pixels of all that it has.
 
     Raises:
         CorruptImage: its items announce more bytes than there are.
-        UnsupportedFormat: it has too many parts to be looked at, or too many frames.
+        UnsupportedFormat: it has too many parts to be looked at, or frames of several sizes.
     """
     steps = iter(range(MAX_PARTS))
     streams: list[list[tuple[int, int]]] = []
@@ -36,20 +33,18 @@ def largest_frame(data: bytes) -> tuple[int, int]:
             streams += _item_extents(data, start + 4, end, steps)
         elif kind == b"moov":
             streams += _first_samples(data, start, end, steps, _PATH_TO_SAMPLES)
-    sizes = [(0, 0)]
-    total = hidden = 0
-    # Equal items may share their bytes, but no two need to be read then.
+    largest = [(0, 0)]
+    total = pixels = 0
+    # Equal items may share their bytes, but no two need to be read then; they are all decoded.
     for extents, times in Counter(map(tuple, streams)).items():
         total += sum(size for _, size in extents)
         if total > len(data):
             raise CorruptImage("the AVIF's items announce more bytes than it has")
         stream = b"".join(data[start : start + size] for start, size in extents)
-        units = list(_av1_units(stream, steps))
-        sizes += [_frame_size(unit) for unit_kind, unit in units if unit_kind == _SEQUENCE_HEADER]
-        hidden += times * max(0, sum(unit_kind in _FRAMES for unit_kind, _ in units) - 1)
-    if hidden > MAX_HIDDEN_FRAMES:
-        raise UnsupportedFormat(f"an AVIF of more than {MAX_HIDDEN_FRAMES} hidden frames is not read; save it anew")
-    return max(sizes, key=lambda size: size[0] * size[1])
+        frames = frames_of(stream, partial(_count, steps))
+        largest.append(frames.largest)
+        pixels += times * frames.pixels
+    return Frames(max(largest, key=lambda size: size[0] * size[1]), pixels)
 
 
 def _count(steps: Iterator[int]) -> None:
@@ -135,62 +130,3 @@ def _samples_a_chunk(data: bytes, start: int, end: int, steps: Iterator[int]) ->
     for entry in range(start, end - 11, 12):
         _count(steps)
         yield int.from_bytes(data[entry + 4 : entry + 8], "big")
-
-
-def _av1_units(stream: bytes, steps: Iterator[int]) -> Iterator[tuple[int, bytes]]:
-    """Kind and beginning of each unit (OBU)."""
-    place = 0
-    while place < len(stream):
-        _count(steps)
-        header = stream[place]
-        place += 2 if header & 4 else 1
-        size = len(stream) - place
-        if header & 2:
-            size = 0
-            for number, byte in enumerate(stream[place : place + 8]):
-                size |= (byte & 127) << 7 * number
-                place += 1
-                if byte < 128:
-                    break
-        yield header >> 3 & 15, stream[place : place + min(size, _LONGEST_HEADER)]
-        place += size
-
-
-def _frame_size(header: bytes) -> tuple[int, int]:
-    """Width and height of the largest frame, from a sequence header of AV1; what is cut off it counts as zeros."""
-    value, left = int.from_bytes(header.ljust(_LONGEST_HEADER, b"\0"), "big"), 8 * _LONGEST_HEADER
-
-    def bits(number: int) -> int:
-        nonlocal left
-        left -= number
-        return value >> left & (1 << number) - 1
-
-    bits(4)  # profile, still picture
-    if bits(1):  # a reduced header
-        bits(5)
-    else:
-        _skip_operating_points(bits)
-    width_bits, height_bits = bits(4) + 1, bits(4) + 1
-    return bits(width_bits) + 1, bits(height_bits) + 1
-
-
-def _skip_operating_points(bits: Callable[[int], int]) -> None:
-    """Pass over what a full sequence header has between its first flags and the size of its frames."""
-    delay_bits = 0
-    if bits(1):  # timing
-        bits(64)
-        if bits(1):  # equal intervals, whose length begins with as many zeros as it has bits
-            zeros = next((zeros for zeros in range(32) if bits(1)), 0)
-            bits(zeros)
-        if bits(1):  # a model of the decoder
-            delay_bits = bits(5) + 1
-            bits(42)
-    display_delays = bits(1)
-    for _ in range(bits(5) + 1):
-        bits(12)
-        if bits(5) > 7:  # levels with tiers
-            bits(1)
-        if delay_bits and bits(1):
-            bits(2 * delay_bits + 1)
-        if display_delays and bits(1):
-            bits(4)

@@ -33,6 +33,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 # Pillow keeps a pointer for every row, which of a column of single pixels is most of the memory.
 MAX_SIDE = 65_535
+# Of an AVIF's frames together, or of a TIFF's tiles as far as they go, by how much they may be over the image: colour
+# and alpha are two frames, a film's first image and its cover four, and tiles stand out over an image's edges.
+MAX_DECODED_TIMES = 4
+MIN_TILED_PIXELS = 1 << 22
 # Pillow expands run lengths pixel by pixel in Python: with these a second at most.
 MAX_RUN_LENGTH_PIXELS = 1 << 22
 MAX_RUN_LENGTH_BYTES = 1 << 21
@@ -49,6 +53,7 @@ _TRANSPOSE_BY_ORIENTATION = {
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 # 32-bit integers and floats: nothing in the file says which value is white, so any guess would be silently wrong.
 _UNSCALED_MODES = ("I", "F")
+_YCBCR = 6  # a TIFF's photometric interpretation
 _STRIP_PIXELS = 1 << 18
 # What Pillow multiplies the samples of a gray PNG by that have 2 or 4 bits.
 _GRAY_STEPS = {"L;2": 85, "L;4": 17}
@@ -149,6 +154,10 @@ class Decoder:
 
     def _decode_by_pillow(self, stripped: metadata.Stripped, size: int) -> DecodedImage:
         self._check_size(*stripped.frame)
+        # Equal pieces of a picture take few bytes, and their decoder lets no other thread run.
+        most = MAX_DECODED_TIMES * self.max_pixels
+        if stripped.frames_pixels > most:
+            raise _too_many_pixels(f"{stripped.frames_pixels} pixels in all frames of the AVIF", most)
         image = _open(stripped.data, self.max_pixels)
         try:
             self._check_header(image, size)
@@ -172,10 +181,13 @@ class Decoder:
         # libtiff allocates a whole tile, however small the image in its corner.
         for width, height in (image.size, _tile_size(image)):
             self._check_size(width, height)
+        tiled = _tiled_pixels(image)
+        if tiled > max(MAX_DECODED_TIMES * image.width * image.height, MIN_TILED_PIXELS):
+            raise TooManyPixels(f"{image.width}x{image.height} in tiles of {tiled} pixels; save it with smaller tiles")
         if image.mode in _UNSCALED_MODES:
             raise UnsupportedFormat(f"{image.format} of 32 bits a sample, or signed, is not read; send 8 or 16 bits")
-        if isinstance(image, TiffImagePlugin.TiffImageFile) and _has_planes_that_pillow_misreads(image):
-            raise UnsupportedFormat("an uncompressed TIFF of separate planes is read with 8 bits a sample alone")
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_misread_by_pillow(image):
+            raise UnsupportedFormat("an uncompressed TIFF of this kind is not read; save it with LZW, or as RGB")
         run_lengths = any(tile.codec_name == "bmp_rle" for tile in image.tile)
         if run_lengths and (image.width * image.height > MAX_RUN_LENGTH_PIXELS or size > MAX_RUN_LENGTH_BYTES):
             raise UnsupportedFormat("a large BMP of run lengths is not read; send it uncompressed or as PNG")
@@ -293,13 +305,26 @@ def _tile_size(image: Image.Image) -> tuple[int, int]:
     return int(tags.get(TiffImagePlugin.TILEWIDTH, 0)), int(tags.get(TiffImagePlugin.TILELENGTH, 0))
 
 
-def _has_planes_that_pillow_misreads(image: TiffImagePlugin.TiffImageFile) -> bool:
-    """Of samples in planes of their own Pillow heeds neither the bits, unless libtiff reads them, nor what is white."""
-    if image.tag_v2.get(TiffImagePlugin.PLANAR_CONFIGURATION) != 2 or image.tile[0].codec_name != "raw":
+def _tiled_pixels(image: Image.Image) -> int:
+    """Pixels of all of a TIFF's tiles, which are decoded to their ends; zero for an image without tiles."""
+    width, height = _tile_size(image)
+    return -(-image.width // width) * width * -(-image.height // height) * height if width and height else 0
+
+
+def _is_misread_by_pillow(image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Whether libtiff does not read the TIFF, and Pillow takes its samples for others than they are.
+
+    It takes brightness and colour for red, green and blue, as which only libtiff gives them. Of samples in planes of
+    their own it heeds neither the bits and their order nor what is white.
+    """
+    if image.tile[0].codec_name != "raw":
         return False
+    photometric = image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0)
+    if image.tag_v2.get(TiffImagePlugin.PLANAR_CONFIGURATION) != 2:
+        return bool(photometric == _YCBCR)
     bits = set(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
     is_plain = bits == {8} or image.mode == "1"
-    return not is_plain or image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0) == 0
+    return not is_plain or photometric in (0, _YCBCR) or image.tag_v2.get(TiffImagePlugin.FILLORDER, 1) != 1
 
 
 def _forget_subdirectories(image: TiffImagePlugin.TiffImageFile) -> None:

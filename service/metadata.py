@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from service.avif import largest_frame
+from service.avif import announced_frames
 from service.errors import CorruptImage, UnsupportedFormat
 
 # Far above what cameras and encoders write. A JPEG passes 14 times over a component (with CMYK 24 times), has tables of
@@ -25,6 +25,7 @@ MAX_CHUNKS = 1 << 16
 MAX_GIF_BLOCKS = 1 << 16
 MAX_TAGS = 1 << 12
 MAX_TAG_VALUES = 1 << 16
+MAX_CURVE_VALUES = 3 << 16  # a transfer function, the longest tag of TIFF 6.0
 _MAX_TEXT = 1 << 20
 
 # Not among them: markers without a length, stuffed and fill bytes.
@@ -44,6 +45,7 @@ _PNG_EXIF_TEXT = b"Raw profile type exif\0"
 _GIF_BLOCK = re.compile(rb"[!,;]")
 _GIF_TOO_LONG = "a GIF with so much before its first frame is not read; save it without metadata"
 _GRAPHIC_CONTROL = b"!\xf9"
+_AVIF_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")  # Pillow's; of a film or a HEIC nothing is to be looked at
 # What an item information entry of version 2 or 3 holds before the item's type.
 _AVIF_EXIF_ITEM = re.compile(rb"(infe\x02.{7}|infe\x03.{9})Exif", re.DOTALL)
 _TIFF_TYPE_SIZES = {
@@ -64,14 +66,16 @@ class Stripped(NamedTuple):
     """An encoded image, and the metadata that was taken out of it; empty where there was none.
 
     `frame` is width and height of the largest frame that an AVIF holds, whatever its boxes say of the image, and of a
-    WebP's canvas: Pillow has them take memory before it tells how large they are;
-    `plain_jpeg` those of a JPEG in gray or three colours of 8 bits, of which every decoder finds the same header.
+    WebP's canvas: Pillow has them take memory before it tells how large they are; `frames_pixels` is what all frames of
+    the AVIF have; `plain_jpeg` is width and height of a JPEG in gray or three colours of 8 bits, of which every decoder
+    finds the same header.
     """
 
     data: bytes
     exif: bytes = b""
     xmp: bytes = b""
     frame: tuple[int, int] = (0, 0)
+    frames_pixels: int = 0
     plain_jpeg: tuple[int, int] | None = None
 
 
@@ -88,9 +92,10 @@ def strip(data: bytes) -> Stripped:
         return _strip_png(data)
     if data.startswith((b"GIF87a", b"GIF89a")):
         return Stripped(_strip_gif(data))
-    if data[4:8] == b"ftyp":
+    if data[4:8] == b"ftyp" and data[8:12] in _AVIF_BRANDS:
+        frames = announced_frames(data)
         # An item of no known type is passed over.
-        return Stripped(_AVIF_EXIF_ITEM.sub(rb"\1none", data), frame=largest_frame(data))
+        return Stripped(_AVIF_EXIF_ITEM.sub(rb"\1none", data), frame=frames.largest, frames_pixels=frames.pixels)
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return Stripped(data, frame=_webp_canvas(data))
     if data.startswith(b"MM\0+"):
@@ -273,10 +278,11 @@ def _check_tiff(data: bytes) -> None:
         total += count * _TIFF_TYPE_SIZES.get(kind, 0)
         if total > len(data):
             raise CorruptImage("the TIFF's tags announce more bytes than it has")
-        if count > MAX_TAG_VALUES and (kind not in _TIFF_BYTE_TYPES or tag in _STRIP_AND_TILE_TAGS):
+        most = MAX_TAG_VALUES if tag in _STRIP_AND_TILE_TAGS else MAX_CURVE_VALUES
+        if count > most and (kind not in _TIFF_BYTE_TYPES or tag in _STRIP_AND_TILE_TAGS):
             raise UnsupportedFormat(
-                f"a TIFF of more than {MAX_TAG_VALUES} strips, tiles or values of a tag is not read; "
-                "save it with larger strips"
+                f"a TIFF of more than {MAX_TAG_VALUES} strips or tiles, or {MAX_CURVE_VALUES} values of another tag is "
+                "not read; save it with larger strips and less metadata"
             )
         compression = _tiff_numbers(data, kind, 1, values) if tag == _TIFF_COMPRESSION else ()
         if not _TIFF_COMPRESSIONS.issuperset(compression):

@@ -17,6 +17,7 @@ from tests.images import encode, picture, png_chunk, png_header
 MANY = 30_000_000
 """Bytes that a hostile file may take, below the default limit of 32 MiB."""
 
+_MAX_SIDE = 65_535  # pixels
 _SIDE = 7000  # of a picture just below the default limit of pixels
 _TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 7: 1, 13: 4, 16: 8}
 Tag = tuple[int, int, int, bytes | int]
@@ -196,6 +197,22 @@ def tiff_of_strips(number: int, compression: int = 1, kind: int = 4, width: int 
         (279, kind, number, size),
     ]
     return tiff(tags, bytes(2 * number * _TYPE_SIZES[kind]))
+
+
+def tiff_of_tiles(width: int, height: int, tile_width: int, tile_height: int) -> bytes:
+    """Black; tiles begin at the image's upper left corner and stand out over its other edges."""
+    number = -(-width // tile_width) * -(-height // tile_height)
+    tile = zlib.compress(bytes(tile_width * tile_height), 9)
+    tags = [*gray_tags(width, height, 8), (322, 4, 1, tile_width), (323, 4, 1, tile_height)]
+    places = 8 + 2 + (len(tags) + 2) * 12 + 4
+    begin = places + 8 * number
+    starts = struct.pack(f"<{number}I", *range(begin, begin + number * len(tile), len(tile)))
+    sizes = struct.pack("<I", len(tile)) * number
+    if number == 1:
+        return tiff([*tags, (324, 4, 1, begin), (325, 4, 1, len(tile))], bytes(8) + tile)
+    return tiff(
+        [*tags, (324, 4, number, places), (325, 4, number, places + 4 * number)], starts + sizes + tile * number
+    )
 
 
 def _tiff_of_shared_strips(number: int) -> bytes:
@@ -382,6 +399,7 @@ _MAKERS: dict[str, Callable[[], bytes]] = {
     "tiff of progressive scans": lambda: _tiff_compressed_jpeg(2000),
     "tiff of as many progressive scans as are read": lambda: _tiff_compressed_jpeg(98),
     "tiff without loss": lambda: _tiff_of_jpeg(_SIDE, scans(0xC3, 1, _SIDE, [(1, 0, 0, 0, b"\0")])),
+    "tiff of tiles far larger than the image": lambda: tiff_of_tiles(_MAX_SIDE, 1, 752, _MAX_SIDE // 16 * 16),
     "tiff of pages": lambda: _tiff_pages(2000),
     "avif of exif signatures": lambda: _avif_with_exif(b"Exif\0\0" * (MANY // 6)),
     "avif of a frame far larger than it says": lambda: lying_avif(10_000, 64),

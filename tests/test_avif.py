@@ -6,8 +6,9 @@ import struct
 import pytest
 from PIL import Image
 
-from service.avif import MAX_HIDDEN_FRAMES, MAX_PARTS, largest_frame
-from service.decode import Decoder
+from service.av1 import Frames
+from service.avif import MAX_PARTS, announced_frames
+from service.decode import MAX_DECODED_TIMES, Decoder
 from service.errors import CorruptImage, TooManyPixels, UnsupportedFormat
 from tests.hostile_images import lying_avif
 
@@ -17,7 +18,7 @@ from tests.hostile_images import lying_avif
 def test_an_avif_is_as_large_as_its_frame(mode: str, frames: int) -> None:
     following = [Image.new(mode, (70, 70), 9)] * (frames - 1)
     data = lying_avif(70, 64, mode, save_all=frames > 1, append_images=following)
-    assert largest_frame(data) == (70, 70)
+    assert announced_frames(data).largest == (70, 70)
     with pytest.raises(TooManyPixels, match="70x70"):
         Decoder(2**25, 4899).decode(data)
 
@@ -45,42 +46,78 @@ def _av1_unit(bits: str) -> bytes:
     return b"\x12\0" + b"\x0e\0\xe4\0" + content
 
 
+def _av1_frame(bits: str, kind: int = 6) -> bytes:
+    return bytes([kind << 3 | 2, 9]) + int(bits.ljust(72, "0"), 2).to_bytes(9, "big")
+
+
 SIZE = f"{9:04b}{8:04b}{640 - 1:010b}{480 - 1:09b}"
-SEQUENCE_HEADERS = {
-    "reduced": "00011" + "01000",
-    "full": "00000" + "0" + "0" + "00000" + "0" * 12 + "01000" + "0",
-    "full of two points and their delays": "00000" + "0" + "1" + "00001" + 2 * ("1" * 12 + "01000" + "1" + "10101"),
-    "full with timing": "00000" + "1" + "1" * 64 + "1" + "0001" + "101" + "0" + "0" + "00000" + "0" * 12 + "00111",
-    "full with a decoder's model": "00000" + "1" + "1" * 64 + "0" + "1" + "00011" + "1" * 42 + "0" + "00000"
-    + "0" * 12 + "00111" + "1" + "1" * 9,
+REDUCED = "00011" + "01000" + SIZE
+ONE_POINT = "00000" + "0" * 12
+# A sequence header, and what the header of a key frame that is shown has before it tells whether it has its own size.
+HEADERS = {
+    "full": ("00000" + "0" + "0" + ONE_POINT + "01000" + "0" + SIZE + "0" * 8 + "0" + "00", "0" + "00" + "1" + "0"),
+    "full of two points and their delays": (
+        "00000" + "0" + "1" + "00001" + 2 * ("1" * 12 + "01000" + "1" + "10101") + SIZE + "0" * 8 + "111" + "1",
+        "0" + "00" + "1" + "0" + "0",
+    ),
+    "full with timing": (
+        "00000" + "1" + "1" * 64 + "1" + "0001" + "101" + "0" + "0" + ONE_POINT + "00111" + SIZE + "0" * 8 + "0" + "1"
+        + "1",
+        "0" + "00" + "1" + "0" + "1" + "1",
+    ),
+    "full with a decoder's model, and numbers of frames": (
+        "00000" + "1" + "1" * 64 + "0" + "1" + "00011" + "1" * 37 + "00010" + "0" + ONE_POINT + "00111" + "1" + "1" * 9
+        + SIZE + "1" + "0001" + "010" + "0" * 7 + "0" + "01" + "01",
+        "0" + "00" + "1" + "111" + "0" + "111111",
+    ),
+    "full with a decoder's model and equal intervals": (
+        "00000" + "1" + "1" * 64 + "1" + "1" + "1" + "00011" + "1" * 42 + "0" + ONE_POINT + "00111" + "0" + SIZE
+        + "0" * 8 + "0" + "01" + "1",
+        "0" + "00" + "1" + "0" + "1",
+    ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("fields", SEQUENCE_HEADERS.values(), ids=SEQUENCE_HEADERS)
+@pytest.mark.parametrize("fields", [REDUCED, *(fields for fields, _ in HEADERS.values())], ids=["reduced", *HEADERS])
 def test_the_frame_is_found_in_every_form_of_sequence_header(fields: str) -> None:
-    unit = _av1_unit(fields + SIZE)
+    unit = _av1_unit(fields)
     for pieces in ([unit], [unit[:9], unit[9:]]):
-        assert largest_frame(_avif_of(*pieces)) == (640, 480)
-    assert largest_frame(_avif_of(unit, kind=b"mime")) == (0, 0)
+        assert announced_frames(_avif_of(*pieces)).largest == (640, 480)
+    assert announced_frames(_avif_of(unit, kind=b"mime")) == Frames((0, 0), 0)
+
+
+@pytest.mark.parametrize(("sequence", "frame"), HEADERS.values(), ids=HEADERS)
+@pytest.mark.parametrize("kind", [3, 6, 7])
+def test_a_frame_with_a_size_of_its_own_is_found(sequence: str, frame: str, kind: int) -> None:
+    """It may be far over the one that the sequence announces, which decoders do not mind."""
+    announced = _av1_unit(sequence)
+    for sound in (frame + "0", "1" + "1" * 40):  # or a frame that is shown once more
+        assert announced_frames(_avif_of(announced + _av1_frame(sound, kind))) == Frames((640, 480), 640 * 480)
+    switch = "0" + "11"
+    for own in (frame + "1", switch):
+        with pytest.raises(UnsupportedFormat, match="several sizes"):
+            announced_frames(_avif_of(announced + _av1_frame(own, kind)))
 
 
 def test_an_avif_of_too_many_deep_or_overlapping_pieces_does_no_harm() -> None:
     deep = functools.reduce(lambda inner, _: _box(b"trak", inner), range(2000), b"")
-    assert largest_frame(_box(b"ftyp", b"avif") + _box(b"moov", deep)) == (0, 0)
+    assert announced_frames(_box(b"ftyp", b"avif") + _box(b"moov", deep)) == Frames((0, 0), 0)
     with pytest.raises(UnsupportedFormat, match="parts"):
-        largest_frame(_avif_of(b"\x12\0" * MAX_PARTS))
+        announced_frames(_avif_of(b"\x12\0" * MAX_PARTS))
     whole = _avif_of(_av1_unit(""), b"")
     with pytest.raises(CorruptImage, match="more bytes"):
-        largest_frame(whole.replace(struct.pack(">II", 0, 106), struct.pack(">II", 0, 10**6)))
+        announced_frames(whole.replace(struct.pack(">II", 0, 106), struct.pack(">II", 0, 10**6)))
 
 
-def test_hidden_frames_are_few() -> None:
+def test_all_frames_together_are_no_more_than_a_few_images() -> None:
     """Each may be of 50 megapixels and a hundred bytes, and the decoder lets no other thread run meanwhile."""
-    header, frame, shown_again = _av1_unit(SEQUENCE_HEADERS["reduced"] + SIZE), b"\x32\x01\0", b"\x1a\x01\x80"
-    assert largest_frame(_avif_of(header + frame * MAX_HIDDEN_FRAMES + shown_again)) == (640, 480)
-    too_many = _avif_of(header + frame * (MAX_HIDDEN_FRAMES + 1) + shown_again)
-    # As a picture put together of many others can be: they may be few in each of them, and have their bytes in common.
-    together = _avif_of(header + frame + shown_again, items=MAX_HIDDEN_FRAMES + 1)
-    for data in (too_many, together):
-        with pytest.raises(UnsupportedFormat, match="more than 8 hidden frames"):
-            largest_frame(data)
+    header, frame = _av1_unit(REDUCED), _av1_frame("")
+    hidden = _avif_of(header + frame * 12)
+    # As a picture put together of many others can be, which may have their bytes in common.
+    together = _avif_of(header + frame * 3, items=4)
+    for data in (hidden, together):
+        assert announced_frames(data) == Frames((640, 480), 12 * 640 * 480)
+        with pytest.raises(TooManyPixels, match="in all frames of the AVIF"):
+            Decoder(2**25, 12 * 640 * 480 // MAX_DECODED_TIMES - 1).decode(data)
+        with pytest.raises(CorruptImage):
+            Decoder(2**25, 12 * 640 * 480 // MAX_DECODED_TIMES).decode(data)

@@ -164,7 +164,7 @@ def test_an_orientation_that_stands_in_xmp_alone_turns_what_pillow_turns() -> No
         assert _read(encode(Image.fromarray(stored), "AVIF", xmp=xmp), FULL_SCALE).transpose is None
 
 
-def _planar_tiff(samples: npt.NDArray[Any], photometric: int = 2) -> bytes:
+def _planar_tiff(samples: npt.NDArray[Any], photometric: int = 2, order: int = 1) -> bytes:
     """Uncompressed, each channel of `[H, W, C]` in a plane of its own."""
     height, width, channels = samples.shape
     planes = [samples[..., channel].tobytes() for channel in range(channels)]
@@ -174,8 +174,9 @@ def _planar_tiff(samples: npt.NDArray[Any], photometric: int = 2) -> bytes:
     at = 16 + sum(map(len, planes))
     entries = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, channels, 8), (259, 3, 1, 1), (262, 3, 1, photometric)]
     entries += [(273, 4, channels, at), (277, 3, 1, channels), (278, 3, 1, height), (279, 4, channels, at + 16)]
-    directory = b"".join(struct.pack("<HHII", *entry) for entry in [*entries, (284, 3, 1, 2)])
-    return struct.pack("<4sI", b"II*\0", 8 + len(body)) + body + struct.pack("<H", 10) + directory + bytes(4)
+    entries = sorted([*entries, (266, 3, 1, order), (284, 3, 1, 2)])
+    directory = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return struct.pack("<4sI", b"II*\0", 8 + len(body)) + body + struct.pack("<H", len(entries)) + directory + bytes(4)
 
 
 def test_planes_of_eight_bits_are_read() -> None:
@@ -252,7 +253,16 @@ HOSTILE: dict[str, tuple[bytes, bool, type[ClientFault], str]] = {
     "64-bit floats": (_tiff_with(258, 64, 32), False, UnsupportedFormat, "TIFF of this kind is not read"),
     "TIFF of JPEG 2000": (_tiff_with(259, 34712, 1), False, UnsupportedFormat, "compression 34712 is not read"),
     "TIFF of WebP": (_tiff_with(259, 50001, 1), False, UnsupportedFormat, "compression 50001 is not read"),
-    "planes of 16 bits": (_planar_tiff(picture(4, 4).astype("<u2")), False, UnsupportedFormat, "separate planes"),
+    "planes of 16 bits": (_planar_tiff(picture(4, 4).astype("<u2")), False, UnsupportedFormat, "uncompressed TIFF"),
+    "planes of brightness and colour": (_planar_tiff(picture(4, 4), 6), False, UnsupportedFormat, "uncompressed TIFF"),
+    "planes of bits in reverse": (_planar_tiff(picture(4, 4), order=2), False, UnsupportedFormat, "uncompressed TIFF"),
+    "brightness and colour": (
+        encode(Image.new("YCbCr", (4, 4)), "TIFF"),
+        False,
+        UnsupportedFormat,
+        "uncompressed TIFF",
+    ),
+    "a film": (b"\0\0\0\x18ftypisom\0\0\2\0isomavc1" + bytes(40), False, UnsupportedFormat, "none of"),
     "BMP of 13 bits": (_bmp_of(13), False, UnsupportedFormat, "Unsupported BMP pixel depth (13)"),
     "heic that begins as an avif": (
         b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(40),

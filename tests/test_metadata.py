@@ -27,6 +27,7 @@ from tests.hostile_images import (
     segment,
     tiff_of_strips,
     tiff_of_tags,
+    tiff_of_tiles,
 )
 from tests.images import SMALL_NAMES, Pixels, encode, picture, png_chunk, png_header, sample
 
@@ -165,13 +166,14 @@ def test_orientation_is_found_wherever_encoders_write_it(make: Callable[[], byte
             UnsupportedFormat,
         ),
         (tiff_of_strips(metadata.MAX_TAG_VALUES), tiff_of_strips(metadata.MAX_TAG_VALUES + 1), UnsupportedFormat),
+        (tiff_of_tiles(9, 9, 2048, 2048), tiff_of_tiles(9, 9, 2048, 2064), TooManyPixels),
         (tiff_of_tags(metadata.MAX_TAGS), tiff_of_tags(metadata.MAX_TAGS + 1), UnsupportedFormat),
         (tiff_of_strips(9), tiff_of_strips(9)[:-45], CorruptImage),
         (bmp_of_run_lengths(4, 4, RUNS), bmp_of_run_lengths(4096, 1025, RUNS), UnsupportedFormat),
         (encode(Image.new("L", (1, MAX_SIDE)), "PNG"), encode(Image.new("L", (1, MAX_SIDE + 1)), "PNG"), TooManyPixels),
         (in_png(), png_header(MAX_SIDE + 1, 1) + png_chunk(b"IDAT", b""), TooManyPixels),
     ],
-    ids=["scans", "arithmetic scans", "strips", "tags", "cut tags", "run lengths", "height", "width"],
+    ids=["scans", "arithmetic scans", "strips", "tiles", "tags", "cut tags", "run lengths", "height", "width"],
 )  # fmt: skip
 def test_each_limit_lets_pass_what_is_within_it(within: bytes, over: bytes, fault: type[Exception]) -> None:
     assert _decoded(within).size
