@@ -39,13 +39,16 @@ class Bench:
     quick: bool
 
     def alternate(self, name: str, sides: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
-        """Measure each side once a round, one after the other: for each side its samples, one a round."""
+        """Measure each side once a round, one after the other: for each side its samples, one a round.
+
+        Every second round goes backwards, so that a machine that gets slower or faster favours no side.
+        """
         samples: dict[str, list[T]] = {side: [] for side in sides}
         with tqdm(total=self.rounds * len(sides), desc=name, unit="measurement", dynamic_ncols=True) as progress:
-            for _ in range(self.rounds):
-                for side, measure in sides.items():
+            for number in range(self.rounds):
+                for side in list(sides)[:: -1 if number % 2 else 1]:
                     progress.set_postfix_str(side)
-                    samples[side].append(measure())
+                    samples[side].append(sides[side]())
                     progress.update()
         return samples
 

@@ -7,7 +7,7 @@ from functools import partial
 from perf.bench import Bench, failure
 from perf.load.client import Load, LoadResult
 from perf.load.protocols import PROTOCOLS, Target
-from perf.samples import Figure, Findings, Table
+from perf.samples import Figure, Findings, NotMeasured, Table
 
 TITLE = "Peers"
 WHAT = "images/s of the first target / of each other one, the same client and images"
@@ -47,7 +47,13 @@ def parse_target(text: str) -> Target:
 
 
 def measure_peers(bench: Bench, targets: Sequence[Target], in_flight: int) -> Findings:
-    """Each target once a round; one that fails a request is left out, with a note that says so."""
+    """Each target once a round; one that fails a request is left out, with a note that says so.
+
+    Raises:
+        NotMeasured: two have one label.
+    """
+    if len({target.label for target in targets}) < len(targets):
+        raise NotMeasured("two targets have the same label")
     load = Load(in_flight, bench.seconds)
     sides = {target.label: partial(bench.own_client.measure, target, load) for target in targets}
     results = bench.alternate("load", sides)

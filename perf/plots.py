@@ -42,7 +42,7 @@ def _growth(table: Table) -> Plot:
 
 
 def _stages(table: Table) -> Plot:
-    return _bars(table, "ms", "milliseconds that an image spends")
+    return _bars(table, "ms", "milliseconds that an image costs")
 
 
 def _soak(table: Table) -> Plot:

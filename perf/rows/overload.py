@@ -25,6 +25,8 @@ _FLOOD_SECONDS, _QUICK_FLOOD_SECONDS = 60.0, 3.0
 # Its best is what it answers when a little more is offered than it can bear, for a third of the flood's time.
 _TIMES_BRIMFUL, _SHARE_BRIMFUL = 1.5, 1 / 3
 _PROTOCOL = "kserve-http"
+# Until its lanes have filled and the first batches are done, which would be missing.
+_SHARE_FILLING = 1 / 4
 # So much work may be in the service, half of it in its lanes and half waiting; what is over it is turned away. A slow
 # model gets more: with a batch of one or two there would be nothing to see.
 _ROOM_SECONDS = 0.5
@@ -171,7 +173,8 @@ def _ends(parts: Sequence[Poured], flood: Flood, cores: float) -> dict[str, floa
         raise NotMeasured(f"{len(failed)} of {len(requests)} requests failed, one of them with: {failed[0]}")
     if not answered:
         raise NotMeasured("none of the requests was answered")
-    rate = sum(each.ended < flood.begin + flood.seconds for each in answered) / flood.seconds
+    filling, end = flood.seconds * _SHARE_FILLING, flood.begin + flood.seconds
+    rate = sum(flood.begin + filling <= each.ended < end for each in answered) / (flood.seconds - filling)
     generators = sum(part.cpu_seconds for part in parts) / flood.seconds
     return {
         "images/s in the flood": rate,

@@ -15,7 +15,7 @@ _REPEATED = (0.0, 0.5, 0.95)
 _CACHE_MB = 256
 _STAGE_HISTOGRAM = "embed_stage_seconds"
 _STAGE_TABLES = (
-    "Milliseconds that an image spends in each stage",
+    "Milliseconds of each stage that an image costs",
     "Milliseconds of CPU time that an image costs",
     "Milliseconds that an image waits",
 )
