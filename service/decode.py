@@ -8,8 +8,9 @@ import binascii
 import ctypes
 import io
 import re
-from contextlib import suppress
-from dataclasses import dataclass
+import threading
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +56,9 @@ _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _UNSCALED_MODES = ("I", "F")
 _YCBCR = 6  # a TIFF's photometric interpretation
 _STRIP_PIXELS = 1 << 18
+# Pillow decodes an AVIF without letting go of Python's lock. Where many threads wait for it with one of this size each,
+# any other, such as the pulse of the Python stubs, gets it after seconds only.
+_LARGE_AVIF_PIXELS = 1 << 20
 # What Pillow multiplies the samples of a gray PNG by that have 2 or 4 bits.
 _GRAY_STEPS = {"L;2": 85, "L;4": 17}
 # How Pillow's complaints begin on a sound header of an image that it cannot read.
@@ -106,6 +110,7 @@ class Decoder:
     least_side: int | None = None
     exif_orientation: bool = True
     background: tuple[int, int, int] | None = (255, 255, 255)
+    _large_avif: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         Image.init()  # registers Pillow's plug-ins now, before threads could do so at the same time
@@ -163,7 +168,8 @@ class Decoder:
             self._check_header(image, size)
             width, height = image.size
             scale = self._scale(width, height) if image.format == "JPEG" else 1
-            pixels = self._load(image, scale)
+            with self._large_avif if stripped.frames_pixels > _LARGE_AVIF_PIXELS else nullcontext():
+                pixels = self._load(image, scale)
             # Pillow has turned a TIFF, which its size before tells only where a tag of its own says so.
             extent = (width / scale, height / scale) if scale > 1 else (pixels.shape[1], pixels.shape[0])
             exif = stripped.exif or image.info.get("exif", b"")

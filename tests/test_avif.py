@@ -2,6 +2,9 @@
 
 import functools
 import struct
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -97,6 +100,29 @@ def test_a_frame_with_a_size_of_its_own_is_found(sequence: str, frame: str, kind
     for own in (frame + "1", switch):
         with pytest.raises(UnsupportedFormat, match="several sizes"):
             announced_frames(_avif_of(announced + _av1_frame(own, kind)))
+
+
+def test_large_ones_are_decoded_one_at_a_time_and_small_ones_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each keeps all other threads waiting for as long as it takes."""
+    meeting = threading.Barrier(2)
+    load = Decoder._load
+
+    def load_together(*arguments: Any) -> Any:
+        meeting.wait()
+        return load(*arguments)
+
+    def load_alone(*arguments: Any) -> Any:
+        with pytest.raises(threading.BrokenBarrierError):
+            meeting.wait(0.2)
+        meeting.reset()
+        return load(*arguments)
+
+    decoder = Decoder(2**25, 2**21)
+    for side, loading in ((1000, load_together), (1100, load_alone)):
+        monkeypatch.setattr(Decoder, "_load", loading)
+        with ThreadPoolExecutor(2) as threads:
+            decoded = list(threads.map(decoder.decode, [lying_avif(side, side)] * 2, timeout=60))
+        assert [image.pixels.shape for image in decoded] == [(side, side, 3)] * 2
 
 
 def test_an_avif_of_too_many_deep_or_overlapping_pieces_does_no_harm() -> None:
