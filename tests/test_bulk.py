@@ -1,6 +1,11 @@
 """The bulk job's rooms without Ray: what is planned and when, what a worker writes, and what it makes of failures."""
 
+import contextlib
+import errno
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +16,16 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 import ray
+from ray.exceptions import RayError
 
+from service.bulk import cluster, command
 from service.bulk.cluster import Shares, divide
 from service.bulk.command import _report, main
 from service.bulk.embedder import Embedder
 from service.bulk.folder import Folder
 from service.bulk.plan import Mismatch, Plan
 from service.bulk.strikes import Strikes
-from service.bulk.worker import Site, Worker
+from service.bulk.worker import Facts, Site, Worker
 from service.client.locks import Busy
 from service.client.progress import Progress
 from service.client.rows import Origin
@@ -27,9 +34,10 @@ from service.cores import Cores
 from service.demo.drawings import draw
 from service.encoder import Encoder
 from service.errors import ServiceFailure, StartupFault
-from service.settings import load_settings
+from service.settings import Settings, load_settings
 from tests.images import sample
 
+REPOSITORY = Path(__file__).parents[1]
 SETTINGS = load_settings(["--dtype", "float32", "--max-batch-size", "4", "--max-image-bytes", "100000"])
 ORIGIN = Origin("0123456789abcdef", "embed_image", "False")
 
@@ -59,10 +67,12 @@ def _plan(lake: Path, out: Folder, origin: Origin = ORIGIN) -> Plan:
     return plan
 
 
-def _work(lake: Path, out: Folder, embedder: Embedder, again: bool = False) -> list[dict[str, Any]]:
+def _work(
+    lake: Path, out: Folder, embedder: Embedder, again: bool = False, settings: Settings = SETTINGS
+) -> list[dict[str, Any]]:
     """Embed all chunks with a worker of its own, as Ray would deal them."""
-    origin = Origin(embedder.fingerprint, "embed_image", "False")
-    worker = Worker(SETTINGS, 1, Site(Folder.at(str(lake)), out, origin))
+    origin = Origin(embedder.fingerprint, "embed_image", str(settings.default_normalize))
+    worker = Worker(settings, 1, Site(Folder.at(str(lake)), out, origin))
     plan = _plan(lake, out, origin)
     todo = plan.to_do(again)
     return [worker({**chunk._asdict(), "to_do": todo.get(chunk, 0), "again": again}) for chunk in plan.chunks]
@@ -108,6 +118,45 @@ def test_which_gpus_workers_get_is_for_ray_to_say(device: str, capsys: pytest.Ca
     assert "dealt GPUs by Ray" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("command", "name"), [("bulk", "ray"), ("bulk", "pyarrow"), ("client", "pyarrow")])
+def test_what_is_not_installed_is_exit_code_2_in_one_line(tmp_path: Path, command: str, name: str) -> None:
+    (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('No module named {name}')")
+    run = [sys.executable, "-m", f"service.{command}", "lake", "--out", str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(
+        run, cwd=REPOSITORY, env=environment, check=False, timeout=60, capture_output=True, text=True
+    )
+    who = "job" if command == "bulk" else "client"
+    said = f"error: No module named {name}; the {who} needs the packages of '.[{command}]'\n"
+    assert (result.returncode, result.stderr) == (2, said)
+
+
+@pytest.mark.parametrize(("text", "told"), [("", "RayError"), ("Traceback\n  it\nodd\n", "odd")])
+def test_what_ray_says_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str, told: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise RayError(text)
+
+    monkeypatch.setattr(command, "_embed", fail)
+    assert main(["lake", "--out", "vectors"]) == 3
+    assert capsys.readouterr().err.splitlines() == [f"error: {told}"]
+
+
+def test_a_source_that_has_no_images_any_more_is_told_whatever_earlier_runs_have_planned(
+    lake: Path, out: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _plan(lake, out)
+    lake.rename(lake.with_name("elsewhere"))
+    lake.mkdir()
+    monkeypatch.setattr(cluster, "cluster", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(cluster, "divide", lambda *_: Shares(1, 1, 0))
+    monkeypatch.setattr(cluster, "ask", lambda *_: Facts(ORIGIN.fingerprint, 1))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert main([str(lake), "--out", out.path]) == 2
+    assert capsys.readouterr().err == f"error: there are no images in {lake}\n"
+
+
 def test_a_plan_stays_and_new_images_become_a_plan_of_their_own(lake: Path, out: Folder) -> None:
     first = _plan(lake, out)
     assert [(chunk.part, chunk.images) for chunk in first.chunks] == [
@@ -122,6 +171,7 @@ def test_a_plan_stays_and_new_images_become_a_plan_of_their_own(lake: Path, out:
         ("0001-000000.parquet", 1)
     ]
     assert _plan(lake, out).chunks == later
+    assert Plan(out, str(lake), ORIGIN).extend(["0.jpg", "0.jpg", "00.jpg"], 4) == 2
 
 
 def test_a_plan_for_other_embeddings_or_another_source_is_refused(lake: Path, out: Folder) -> None:
@@ -171,6 +221,23 @@ def test_rows_hold_what_the_pipeline_makes_of_each_image(lake: Path, out: Folder
     expected = embedder.embed([(lake / name).read_bytes() for name in names])
     for name, outcome in zip(names, expected, strict=True):
         assert isinstance(outcome, np.ndarray) and rows[name][0] == pytest.approx(outcome.tolist(), abs=1e-4)
+
+
+def test_embeddings_have_norm_1_where_the_settings_say_so(lake: Path, out: Folder, embedder: Embedder) -> None:
+    settings = SETTINGS.model_copy(update={"default_normalize": True})
+    (lake / "empty.jpg").touch()
+    _work(lake, out, embedder, settings=settings)
+    rows = _rows(out)
+    assert rows.pop("empty.jpg")[1] and len(rows) == 10
+    (plain,) = embedder.embed([(lake / "0.jpg").read_bytes()])
+    assert isinstance(plain, np.ndarray) and np.linalg.norm(plain) != pytest.approx(1, abs=0.01)
+    assert rows["0.jpg"][0] == pytest.approx((plain / np.linalg.norm(plain)).tolist(), abs=1e-5)
+    assert [np.linalg.norm(values) for values, _ in rows.values()] == pytest.approx([1] * 10)
+
+
+def test_a_worker_whose_embeddings_are_others_than_the_jobs_ends_it(lake: Path, out: Folder) -> None:
+    with pytest.raises(ServiceFailure, match=f"the job's fingerprint is {ORIGIN.fingerprint}, here it is "):
+        Worker(SETTINGS, 1, Site(Folder.at(str(lake)), out, ORIGIN))
 
 
 def test_a_chunk_that_is_dealt_again_keeps_its_part_unless_that_is_broken(
@@ -235,6 +302,16 @@ def test_an_object_store_that_cannot_move_objects_is_enough(tmp_path: Path) -> N
     assert store.tables() == ["0.parquet"] and store.open_table("0.parquet").read() == table
 
 
+def test_a_full_disk_is_not_kept_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        Folder.at(str(tmp_path)).write_table("0.parquet", pa.table({"id": ["a"]}))
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_failed_is_embedded_again_on_demand_only(lake: Path, out: Folder, embedder: Embedder) -> None:
     sound = {name: (lake / name).read_bytes() for name in ("0.jpg", "2.jpg")}
     for name, data in sound.items():
@@ -258,16 +335,25 @@ def test_what_failed_is_embedded_again_on_demand_only(lake: Path, out: Folder, e
 
 
 def test_an_image_that_kills_its_workers_gets_a_row_in_the_end(lake: Path, out: Folder, embedder: Embedder) -> None:
-    """Three workers have died of its chunk, and a fourth when it embedded the images one by one."""
+    """Three workers have died of its chunk, and two more when they embedded the images one by one.
+
+    Of another image one has died, which may have been for any reason; and one died after it had embedded it.
+    """
     origin = Origin(embedder.fingerprint, "embed_image", "False")
     first, second, _ = _plan(lake, out, origin).chunks
     strikes = Strikes(out)
-    assert [strikes.begin(first) for _ in range(4)] == [0, 1, 2, 3]
-    strikes.image(first, 1).__enter__()
+    assert [strikes.begin(first) for _ in range(6)] == [*range(6)]
+    strikes.image(first, 0, 0).__enter__()
+    with strikes.image(first, 0, 1):
+        pass
+    assert not strikes.deaths(first)
+    for number, deaths in ((0, 0), (1, 0), (1, 1)):
+        strikes.image(first, number, deaths).__enter__()
+    assert strikes.deaths(first) == {0: 1, 1: 2}
     assert strikes.begin(second) == 0
     _work(lake, out, embedder)
     assert len(_rows(out)) == 10 and _errors(out).keys() == {"2.jpg"}
-    assert _errors(out)["2.jpg"].startswith("worker_died: ")
+    assert _errors(out)["2.jpg"] == "worker_died: 2 times, the process ended at this image"
     assert os.listdir(out.below("_strikes").path) == []
     _work(lake, out, embedder, again=True)
     assert not _errors(out)

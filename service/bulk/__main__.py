@@ -2,7 +2,11 @@
 
 import sys
 
-from service.bulk.command import main
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        from service.bulk.command import main
+
+        sys.exit(main(sys.argv[1:]))
+    except ModuleNotFoundError as error:  # or Python would end it with 1, as if all but a few images were embedded
+        print(f"error: {error}; the job needs the packages of '.[bulk]'", file=sys.stderr)
+        sys.exit(2)

@@ -40,7 +40,11 @@ class NothingToDo(Exception):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Carry out the command; returns the exit code, and raises SystemExit for words that make no sense."""
+    """Carry out the command; returns the exit code, and raises SystemExit for words that make no sense.
+
+    Raises:
+        ModuleNotFoundError: Ray is not installed.
+    """
     options, rest = _parse(arguments)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -49,8 +53,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return _embed(options, _settings(rest))
     except RayError as error:
-        # As text most of them are tracebacks of several processes.
-        return _complain(getattr(error, "cause", None) or str(error).strip().splitlines()[-1], 3)
+        # As text most of them are tracebacks of several processes, and some are empty.
+        *_, last_line = [type(error).__name__, *str(error).strip().splitlines()]
+        return _complain(getattr(error, "cause", None) or last_line, 3)
     except (StartupFault, Mismatch, Busy, NothingToDo, OSError, pa.ArrowException) as error:
         return _complain(error, 2)
     except KeyboardInterrupt as interrupt:
@@ -107,8 +112,7 @@ def _embed(options: argparse.Namespace, settings: Settings) -> int:
         facts = ask(settings, shares)
         site = Site(source, out, Origin(facts.fingerprint, "embed_image", str(settings.default_normalize)))
         plan = Plan(out, source.path, site.origin)
-        plan.extend(source.images(left_out), options.part_rows)
-        if not plan.chunks:
+        if not plan.extend(source.images(left_out), options.part_rows):
             raise NothingToDo(left_out.instead_of_images(options.source))
         Strikes(out).forget()
         todo = _to_do(plan, options.retry_failed)

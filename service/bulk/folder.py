@@ -139,10 +139,17 @@ class Folder:
             return
         # A name with a dot, which those who read all of a folder pass over.
         unfinished = f".{name}.{uuid.uuid4().hex}.unfinished"
-        self._put(unfinished, content.getvalue())
-        if self.is_local:
-            _keep(f"{self.path}/{unfinished}")
-        self.filesystem.move(f"{self.path}/{unfinished}", f"{self.path}/{name}")
+        try:
+            self._put(unfinished, content.getvalue())
+            if self.is_local:
+                _keep(f"{self.path}/{unfinished}")
+            self.filesystem.move(f"{self.path}/{unfinished}", f"{self.path}/{name}")
+            if self.is_local:
+                _keep(self.path)  # the name
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.remove(unfinished)  # or it would keep a full disk full
+            raise
 
     def _put(self, name: str, content: pa.Buffer) -> None:
         stream = self.filesystem.open_output_stream(f"{self.path}/{name}")

@@ -56,16 +56,16 @@ class Plan:
         self._metadata = {_SOURCE: source, **asdict(origin)}
         self.chunks = [chunk for name in self._folder.tables() for chunk in self._read(name)]
 
-    def extend(self, names: Iterable[str], part_rows: int) -> None:
-        """Plan the images that are in no plan so far, so many a part."""
+    def extend(self, names: Iterable[str], part_rows: int) -> int:
+        """Plan the images that are in no plan so far, so many a part; the number of all `names`, each once."""
         known = {name for plan in self._folder.tables() for name in self._names(plan)}
-        new = sorted(set(map(_encoded, names)) - known)
-        if not new:
-            return
-        name = f"{len(self._folder.tables()):04d}.parquet"
-        schema = pa.schema({"name": pa.binary()}, metadata=self._metadata)
-        self._folder.write_table(name, pa.table([new], schema=schema), row_group_size=part_rows)
-        self.chunks += self._read(name)
+        found = set(map(_encoded, names))
+        if new := sorted(found - known):
+            name = f"{len(self._folder.tables()):04d}.parquet"
+            schema = pa.schema({"name": pa.binary()}, metadata=self._metadata)
+            self._folder.write_table(name, pa.table([new], schema=schema), row_group_size=part_rows)
+            self.chunks += self._read(name)
+        return len(found)
 
     def failed(self) -> dict[Chunk, int]:
         """How many images have failed, for each chunk whose part is there and whole."""

@@ -8,6 +8,7 @@ chunks that it had in the works are suspects.
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 
 from service.bulk.folder import Folder
@@ -38,13 +39,14 @@ class Strikes:
             self._folder.remove(name)
 
     @contextlib.contextmanager
-    def image(self, chunk: Chunk, number: int) -> Iterator[None]:
-        """The chunk's image of this number is in the works."""
-        name = f"{chunk.part}.image-{number}"
-        self._folder.touch(name)
+    def image(self, chunk: Chunk, number: int, deaths: int) -> Iterator[None]:
+        """The chunk's image of this number is in the works, as it was at so many deaths; once done, it is cleared."""
+        names = [f"{chunk.part}.image-{number}-{death}" for death in range(deaths + 1)]
+        self._folder.touch(names[-1])
         yield
-        self._folder.remove(name)
+        for name in names:
+            self._folder.remove(name)
 
-    def images(self, chunk: Chunk) -> set[int]:
-        """The numbers of the images that were in the works when a worker died."""
-        return {int(name.rpartition("-")[2]) for name in self._folder.names(f"{chunk.part}.image-")}
+    def deaths(self, chunk: Chunk) -> Counter[int]:
+        """How often a worker died with an image in the works, by the image's number."""
+        return Counter(int(name.split("-")[-2]) for name in self._folder.names(f"{chunk.part}.image-"))

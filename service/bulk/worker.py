@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 # An object store takes a while to answer, but answers many questions at a time.
 _READERS = 64
-# Times that a chunk is begun and its worker dies, which may be for another reason, before it is a suspect.
+# Times that a chunk is begun and its worker dies, which may be for another reason, before it is a suspect; and times
+# that its worker dies of one image, for the same reason.
 _STRIKES = 3
+_DEATHS = 2
 
 
 class Facts(NamedTuple):
@@ -110,12 +112,12 @@ class Worker:
 
     def _one_by_one(self, chunk: Chunk, names: Sequence[str]) -> Iterator[Row]:
         """Of all suspects one image at a time, so that it is known which one a worker dies of."""
-        deadly = self._strikes.images(chunk)
+        deaths = self._strikes.deaths(chunk)
         for number, name in enumerate(names):
-            if number in deadly:
-                yield Row(id_of(name), None, "worker_died: each time that this image was embedded, the process ended")
+            if deaths[number] >= _DEATHS:
+                yield Row(id_of(name), None, f"worker_died: {_DEATHS} times, the process ended at this image")
                 continue
-            with self._alone, self._strikes.image(chunk, number):
+            with self._alone, self._strikes.image(chunk, number, deaths[number]):
                 rows = list(self._embed([name], [self._read(name)]))
             yield from rows
 

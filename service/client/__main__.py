@@ -2,7 +2,10 @@
 
 import sys
 
-from service.client.command import main
-
 if __name__ == "__main__":
+    try:
+        from service.client.command import main
+    except ModuleNotFoundError as error:  # or Python would end it with 1, as if all but a few images were embedded
+        print(f"error: {error}; the client needs the packages of '.[client]'", file=sys.stderr)
+        sys.exit(2)
     sys.exit(main(sys.argv[1:]))

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     except (Unreachable, GaveUp) as error:
         return _complain(f"{options.url} does not answer: {error}", 3)
     except KeyboardInterrupt:
-        return _complain("ended at once; what was in flight is lost", 128 + signal.SIGINT)
+        return _complain("ended at once; what was not kept yet is lost, the same command goes on", 128 + signal.SIGINT)
     except Exception as error:  # or Python would end it with 1, as if all but a few images were embedded
         traceback.print_exc()
         return _complain(f"{type(error).__name__}: {error}", 3)
@@ -125,9 +125,10 @@ async def _embed(options: argparse.Namespace, arguments: Sequence[str]) -> int:
                 return 128 + number
             if images.failure:
                 raise images.failure
-            if not earlier and not images.total:
+            # A list may have nothing new; a folder or a pattern that had images and has none is a mount that is gone.
+            if not (images.total or images.done) and (options.source != "-" or not earlier):
                 raise NothingToDo(images.left_out.instead_of_images(options.source))
-            outcomes = await asyncio.to_thread(results.finish)
+            outcomes = results.finish()  # here, so that a signal ends it and nobody writes on without the lock
     _report(options.out, outcomes, job.progress, images)
     return 1 if outcomes.errors or images.left_out.unlisted else 0
 
@@ -158,7 +159,7 @@ def _read_token(path: Path) -> str:
 
 
 async def _run_until_signal(job: Job) -> int | None:
-    """The number of the signal that ended the run early. A second signal ends the process as it always does."""
+    """The number of the signal that ended the run early. Another one, or one after the run, ends the process."""
     loop, caught = asyncio.get_running_loop(), list[int]()
 
     def on_signal(number: int) -> None:
@@ -170,7 +171,11 @@ async def _run_until_signal(job: Job) -> int | None:
 
     for number in _SIGNALS:
         loop.add_signal_handler(number, on_signal, number)
-    await job.run()
+    try:
+        await job.run()
+    finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
     return caught[0] if caught else None
 
 

@@ -32,8 +32,10 @@ _HEADER_LENGTH = "Inference-Header-Content-Length"
 # average, a request is the last one of its connection.
 _REQUESTS_A_CONNECTION = 200
 _LAST = {**_RAW, "Connection": "close"}
-# A proxy's 429, 502 and 504, the service's 503, and the 404 of a replica that is being stopped or started.
-_TRY_AGAIN = {404, 429, 502, 503, 504}
+# The 404 of a replica that is being stopped or started, and a proxy's 408 and 429.
+_TRY_AGAIN = {404, 408, 429}
+# Above it are the service's 503, a proxy's 502 and 504, and what others have added, such as Cloudflare's 520 to 527.
+_NOT_IMPLEMENTED = 501
 _REFUSED = {401, 403}
 _CONNECT_SECONDS = 10.0
 
@@ -110,7 +112,7 @@ def _check(response: aiohttp.ClientResponse, body: bytes) -> None:
         message = response.reason or "no reason given"
     if status in _REFUSED:
         raise Refused(f"HTTP {status}: {message}")
-    if status in _TRY_AGAIN:
+    if status in _TRY_AGAIN or status > _NOT_IMPLEMENTED:
         raise TryAgain(f"HTTP {status}: {message}")
     if status == 500:
         raise Broken(message)

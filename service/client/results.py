@@ -9,10 +9,11 @@ before the end: `pyarrow.parquet.read_table("OUT.parts")`. Of several rows with 
 the parts stay, for the next run to go on from.
 """
 
+import codecs
 import contextlib
 import csv
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -91,7 +92,7 @@ class Results:
             table = table_of(rows, self._schema)
             path = self._parts / f"{self._next_part:08d}.parquet"
             self._next_part += 1
-            _replace(path, lambda file: pq.write_table(table, file, **FORMAT))
+            _replace({path: lambda file: pq.write_table(table, file, **FORMAT)})
 
     def finish(self) -> Outcomes:
         """Put all rows together at `--out`."""
@@ -99,7 +100,7 @@ class Results:
         if self._is_npy:
             self._write_npy(outcomes)
         elif self._part_files() or not self._out.exists():
-            _replace(self._out, lambda file: self._write_parquet(file, outcomes))
+            _replace({self._out: lambda file: self._write_parquet(file, outcomes)})
             # The oldest first: of those that are left, should this be the end, still the latest counts.
             for path in (*self._part_files(), *self._parts.glob(".*.unfinished")):
                 path.unlink()
@@ -148,9 +149,9 @@ class Results:
                 for group in range(file.num_row_groups):
                     yield number, file.read_row_group(group, columns)
 
-    def _counting(self, outcomes: Outcomes) -> Iterator[pa.Table]:
+    def _counting(self, outcomes: Outcomes, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The rows that count."""
-        for number, table in self._tables():
+        for number, table in self._tables(columns):
             yield table.filter([outcomes.source_of[each] == number for each in table["id"].to_pylist()])
 
     def _write_parquet(self, file: IO[bytes], outcomes: Outcomes) -> None:
@@ -167,16 +168,17 @@ class Results:
                 file.write(pc.list_flatten(table["embedding"]).to_numpy().tobytes())
 
         def write_ids(file: IO[bytes]) -> None:
-            for table in self._embedded(outcomes):
+            for table in self._embedded(outcomes, ["id", "error"]):
                 file.writelines(f"{image_id}\n".encode() for image_id in table["id"].to_pylist())
 
-        _replace(self._out, write_values)
-        _replace(Path(f"{self._out}.ids.txt"), write_ids)
-        with open(f"{self._out}.errors.csv", "w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([("id", "error"), *outcomes.errors.items()])
+        def write_errors(file: IO[bytes]) -> None:
+            csv.writer(codecs.getwriter("utf-8")(file)).writerows([("id", "error"), *outcomes.errors.items()])
 
-    def _embedded(self, outcomes: Outcomes) -> Iterator[pa.Table]:
-        for table in self._counting(outcomes):
+        ids, errors = (Path(f"{self._out}.{name}") for name in ("ids.txt", "errors.csv"))
+        _replace({self._out: write_values, ids: write_ids, errors: write_errors})
+
+    def _embedded(self, outcomes: Outcomes, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        for table in self._counting(outcomes, columns):
             yield table.filter(pc.is_null(table["error"]))
 
 
@@ -192,15 +194,30 @@ def _of_one_size(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting)
 
 
-def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let `write` make a file that appears at `path` whole or not at all."""
-    # A name with a dot, which those who read all of a folder pass over.
-    unfinished = path.with_name(f".{path.name}.unfinished")
+def _replace(writers: Mapping[Path, Callable[[IO[bytes]], object]]) -> None:
+    """Let each function make the file at its path; they appear when all are whole, or not at all."""
+    # Names with a dot, which those who read all of a folder pass over.
+    unfinished = {path: path.with_name(f".{path.name}.unfinished") for path in writers}
     try:
-        with unfinished.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        for path, write in writers.items():
+            with unfinished[path].open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in writers:
+            os.replace(unfinished[path], path)
     finally:
-        unfinished.unlink(missing_ok=True)  # or it would keep a full disk full
+        for each in unfinished.values():
+            each.unlink(missing_ok=True)  # or it would keep a full disk full
+    for folder in {path.parent for path in writers}:
+        _keep_names(folder)
+
+
+def _keep_names(folder: Path) -> None:
+    """Have the names in a folder survive a power failure, where its file system can promise that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

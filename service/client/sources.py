@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
+from tarfile import TarInfo
 from typing import BinaryIO, NamedTuple
 
 from service.client.tars import members_of
@@ -50,12 +51,17 @@ class NotListed(Exception):
 
 
 class Place(NamedTuple):
-    """Where an image's bytes are: the whole of a file that is called like it, or a part of a tar file."""
+    """Where an image's bytes are: the whole of a file that is called like it, or a part of a tar file.
+
+    Attributes:
+        stamp: what tells whether the tar file is still the one that was listed.
+    """
 
     name: str
     file: str
     offset: int = 0
     size: int | None = None
+    stamp: tuple[int, int] | None = None
 
 
 class Image(NamedTuple):
@@ -71,13 +77,16 @@ class LeftOut:
     """What is below a folder and not listed as an image.
 
     Attributes:
-        unlisted: folders and tar files that could not be listed to their end, and why.
+        unlisted: folders and tar files that could not be listed to their end, images that tar files hold in a form that
+            is not read, and why.
+        repeated: how many names a tar file has that it had before.
         links: how many links to folders there are, and links in tar files.
         no_files: how many pipes, sockets and devices, and links to such.
         others: files that have no image's name, by what their names end in.
     """
 
     unlisted: list[str] = field(default_factory=list)
+    repeated: int = 0
     links: int = 0
     no_files: int = 0
     others: Counter[str] = field(default_factory=Counter)
@@ -90,6 +99,8 @@ class LeftOut:
         """What a report tells of it."""
         for line in self.unlisted:
             yield f"not listed: {line}"
+        if self.repeated:
+            yield f"names that a tar file has more than once, of which the first counts: {self.repeated:,}"
         if self.links:
             yield f"links to folders or in tar files, which are not followed: {self.links:,}"
         if self.no_files:
@@ -128,6 +139,7 @@ class Images:
         self._known = known
         self._seen = set[str]()
         self._max_bytes = max_bytes
+        self._read_well = ""
         self._places: SimpleQueue[Place | None] = SimpleQueue()
         self._closed = False
         # A thread that waits for stdin cannot be ended, so nobody is to wait for its end.
@@ -143,11 +155,12 @@ class Images:
         try:
             data = _read(path, place, self._max_bytes + 1)
         except (OSError, ValueError) as error:  # a ValueError: a name with a zero byte
-            if isinstance(error, OSError) and self._is_gone(os.path.dirname(path)):
+            if isinstance(error, OSError) and self._is_gone(path):
                 self.failure = NotListed(f"{path}: {_reason(error)}; the others cannot be read either")
                 self.close()
                 return None
             return Image(image_id, b"", f"unreadable: {_reason(error)}")
+        self._read_well = path
         if len(data) > self._max_bytes:
             return Image(image_id, b"", f"too_many_bytes: over {self._max_bytes} bytes (--max-image-bytes)")
         return Image(image_id, data)
@@ -157,15 +170,18 @@ class Images:
         self._closed = True
         self._places.put(None)
 
-    def _is_gone(self, parent: str) -> bool:
-        """Whether no image can be read any more, as where a mount is gone or no more files can be opened."""
+    def _is_gone(self, path: str) -> bool:
+        """Whether a file cannot be read as none can any more, as where a mount is gone or no more can be opened."""
         try:
-            with os.scandir(parent or os.curdir) as entries:
+            with os.scandir(_parent(path)) as entries:
                 next(entries, None)
         except OSError as error:
             if error.errno not in _OF_A_FILE:
                 return True
-        return bool(self._folder) and not has_entries(self._folder)
+        if self._folder:
+            return not has_entries(self._folder)
+        # What a list or a pattern names has no such folder in common, and one file's may have been removed alone.
+        return bool(self._read_well) and not any(has_entries(_parent(each)) for each in (path, self._read_well))
 
     def _list(self) -> None:
         total = 0
@@ -195,27 +211,41 @@ class Images:
 
     def _listed(self) -> Iterator[Place]:
         for name in self._names():
-            if name.lower().endswith(_TAR):
-                yield from self._listed_in_tar(name)
-            else:
+            if not name.lower().endswith(_TAR):
                 yield Place(name, name)
+            elif id_of(name) not in self._seen:
+                self._seen.add(id_of(name))
+                yield from self._listed_in_tar(name)
 
     def _listed_in_tar(self, name: str) -> Iterator[Place]:
         path = os.path.join(self._folder, name)
         try:
             with _opened(path) as file:
+                stamp = _stamp(file)
                 for member in members_of(file):
-                    if member.islnk() or member.issym():
-                        self.left_out.links += 1
-                    elif not member.isreg():
-                        self.left_out.no_files += not member.isdir()
-                    elif member.name.lower().endswith(SUFFIXES):
-                        member_name = os.path.join(name, member.name.removeprefix("./"))
-                        yield Place(member_name, name, member.offset_data, member.size)
-                    else:
-                        self.left_out.count(member.name)
+                    # Some are absolute (`tar -P`), and then of the same name in each of several tar files.
+                    member_name = f"{name}/{member.name.removeprefix('./').lstrip('/')}"
+                    if self._is_readable(member, member_name):
+                        yield Place(member_name, name, member.offset_data, member.size, stamp)
         except (OSError, ValueError) as error:
             self.left_out.unlisted.append(f"{id_of(path)}: {_reason(error)}")
+
+    def _is_readable(self, member: TarInfo, name: str) -> bool:
+        """Whether a tar file's member is an image whose bytes lie in one piece, and the first one of its name."""
+        if member.islnk() or member.issym():
+            self.left_out.links += 1
+        elif not member.isreg():
+            self.left_out.no_files += not member.isdir()
+        elif not name.lower().endswith(SUFFIXES):
+            self.left_out.count(name)
+        elif member.issparse():
+            where = id_of(os.path.join(self._folder, name))
+            self.left_out.unlisted.append(f"{where}: stored with holes (tar -S), which is not read")
+        elif id_of(name) in self._seen:
+            self.left_out.repeated += 1
+        else:
+            return True
+        return False
 
     def _names(self) -> Iterator[str]:
         if self._source == "-" and sys.stdin is None:
@@ -287,6 +317,16 @@ def _reason(error: Exception) -> object:
     return getattr(error, "strerror", None) or error
 
 
+def _parent(path: str) -> str:
+    return os.path.dirname(path) or os.curdir
+
+
+def _stamp(file: BinaryIO) -> tuple[int, int]:
+    """What differs when a file has been written anew: its size in bytes, and its time in nanoseconds."""
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
+
+
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[BinaryIO]:
     """A file to read. Whoever opens a pipe would wait for somebody to write to it."""
@@ -301,6 +341,8 @@ def _read(path: str, place: Place, most: int) -> bytes:
     """So many bytes of an image at most."""
     size = most if place.size is None else min(place.size, most)
     with _opened(path) as file:
+        if place.stamp not in (None, _stamp(file)):
+            raise OSError(errno.EINVAL, "the tar file has changed since it was listed")
         file.seek(place.offset)
         data = file.read(size)
     if place.size is not None and len(data) < size:

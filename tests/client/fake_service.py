@@ -15,8 +15,13 @@ MESSAGES = {
     "400-of-a-neighbour": "incomplete string data for inference input 'INPUT_IMAGE', expecting string of length 9",
     "403": "This API is restricted",
     "404": "Request for unknown model: 'embed_image' has no available versions",
+    "408": "Request Timeout",
+    "429": "Too Many Requests",
     "500": "internal_error: the request could not be answered",
+    "502": "Bad Gateway",
     "503": "Exceeds maximum queue size",
+    "504": "Gateway Timeout",
+    "520": "Web Server Returned an Unknown Error",
 }
 
 

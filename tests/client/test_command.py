@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import shutil
 import signal
 import ssl
 import subprocess
@@ -20,12 +21,17 @@ import pytest
 from service.client import command, job, over_http, sources
 from service.client.command import main
 from service.client.retry import Patience
+from service.client.sources import Image, Images
 from service.client.transport import Served, TryAgain
 from tests.client.fake_service import DIMENSION, FakeService
 
 REPOSITORY = Path(__file__).parents[2]
 # Small parts, so that there are some before a run is over.
 SCRIPT = "import sys; from service.client import command, job; job.PART_ROWS = 10; sys.exit(command.main(sys.argv[1:]))"
+# In the midst of putting its parts together, it takes its time.
+SLOW_SCRIPT = """import sys, time; from service.client import command, results
+results.Results._write_parquet = lambda *_: time.sleep(600)
+sys.exit(command.main(sys.argv[1:]))"""
 
 
 @pytest.fixture
@@ -57,19 +63,23 @@ def _shard(path: Path, *scripts: str, first: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as shard:
         for number, script in enumerate(scripts, first):
-            for name, text in (f"./{number}.jpg", f"{script} #{number}"), (f"{number}.json", "{}"):
-                member = tarfile.TarInfo(name)
-                member.size = len(text)
-                shard.addfile(member, io.BytesIO(text.encode()))
+            _add(shard, f"./{number}.jpg", f"{script} #{number}")
+            _add(shard, f"{number}.json", "{}")
     return path
+
+
+def _add(shard: tarfile.TarFile, name: str, text: str, headers: Mapping[str, str] | None = None) -> None:
+    member = tarfile.TarInfo(name)
+    member.size, member.pax_headers = len(text), dict(headers or {})
+    shard.addfile(member, io.BytesIO(text.encode()))
 
 
 def _arguments(images: Path | str, fake: FakeService, out: Path, *more: str) -> list[str]:
     return ["embed", str(images), "--url", fake.url, "--out", str(out), *more]
 
 
-def _start(*arguments: str) -> subprocess.Popen[str]:
-    command_line = [sys.executable, "-c", SCRIPT, *arguments]
+def _start(*arguments: str, script: str = SCRIPT) -> subprocess.Popen[str]:
+    command_line = [sys.executable, "-c", script, *arguments]
     return subprocess.Popen(command_line, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
 
 
@@ -120,10 +130,11 @@ def _refusing_once(served: Callable[..., Awaitable[Served]]) -> Callable[..., Aw
 
 def test_what_may_succeed_later_is_sent_again_and_nothing_else(fake: FakeService, tmp_path: Path, out: Path) -> None:
     again = ["503 503 200", "404 200", "500 200", "breaks 200", "400-of-a-neighbour 200"]
+    again += [f"{status} 200" for status in (408, 429, 502, 504, 520)]
     images = _images(tmp_path / "images", "200", *again)
     assert main(_arguments(images, fake, out)) == 0
-    assert _embeddings(out) == _expected(6)
-    assert sorted(fake.asked.values()) == [1, 2, 2, 2, 2, 3]
+    assert _embeddings(out) == _expected(11)
+    assert sorted(fake.asked.values()) == [1, *[2] * 9, 3]
     assert not Path(f"{out}.parts").exists()
 
 
@@ -205,6 +216,51 @@ def test_images_in_tar_files_are_embedded_as_those_beside_them(
     assert list(_rows(alone)) == [f"{images}/b.TAR/5.jpg"]
 
 
+def test_what_is_called_alike_in_tar_files_is_told_apart_or_told(fake: FakeService, tmp_path: Path, out: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number, name in enumerate("ab"):
+        with tarfile.open(images / f"{name}.tar", "w") as shard:
+            _add(shard, "/data/image.jpg", f"200 #{number}")  # as `tar -P` writes it
+            _add(shard, "data/image.jpg", "200 #2")
+    listed = "".join(f"{images}/{name}.tar\n" for name in "abba")
+    run = [sys.executable, "-m", "service.client", *_arguments("-", fake, out)]
+    result = subprocess.run(run, input=listed, cwd=REPOSITORY, check=False, timeout=60, capture_output=True, text=True)
+    assert result.returncode == 0
+    assert {name: embedding[0] for name, (embedding, _) in _rows(out).items()} == {
+        f"{images}/{name}.tar/data/image.jpg": number for number, name in enumerate("ab")
+    }
+    assert "\nnames that a tar file has more than once, of which the first counts: 2\n" in result.stderr
+
+
+def test_images_that_tar_files_hold_with_holes_are_told(
+    fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = _images(tmp_path / "images", "200")
+    with tarfile.open(images / "a.tar", "w", format=tarfile.PAX_FORMAT) as shard:
+        for name in ("holes.jpg", "holes.json"):
+            _add(shard, name, "200 #1", {"GNU.sparse.map": "2,6", "GNU.sparse.size": "8"})
+    assert main(_arguments(images, fake, out, "--timeout", "1")) == 1
+    assert _embeddings(out) == _expected(1) and len(_rows(out)) == 1
+    said = capsys.readouterr().err
+    assert f"\nnot listed: {images}/a.tar/holes.jpg: stored with holes (tar -S), which is not read\n" in said
+    assert "\n1 files left out by their names: .json 1\n" in said
+
+
+@pytest.mark.parametrize("later", [(1, 0), (0, 1)])
+def test_what_has_taken_the_place_of_a_tar_file_is_not_taken_for_its_images(
+    tmp_path: Path, later: tuple[int, int]
+) -> None:
+    shard = _shard(tmp_path / "a.tar", "200", "200")
+    images, before = Images(str(tmp_path), set(), 100), shard.stat()
+    _wait_for(lambda: images.total == 2)
+    assert images.read_next() == Image("a.tar/0.jpg", b"200 #0")
+    os.truncate(shard, before.st_size + later[0])
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns + later[1]))
+    changed = "unreadable: the tar file has changed since it was listed"
+    assert images.read_next() == Image("a.tar/1.jpg", b"", changed)
+
+
 def test_what_a_damaged_tar_file_lacks_is_told(
     fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -282,8 +338,9 @@ def test_a_run_that_is_refused_takes_nothing_from_the_one_that_goes_on(
     assert sorted(tmp_path.iterdir()) == [out, images]
 
 
+@pytest.mark.parametrize("pattern", ["", "/**/*.JPG"])
 def test_a_source_that_is_gone_ends_the_run_and_blames_no_image(
-    fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+    fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str], pattern: str
 ) -> None:
     """As where a mount is gone, which leaves an empty folder."""
     images, elsewhere = _images(tmp_path / "images", *["waits"] * 50), tmp_path / "elsewhere"
@@ -294,7 +351,7 @@ def test_a_source_that_is_gone_ends_the_run_and_blames_no_image(
         fake.gate.set()
 
     _when(lambda: len(fake.asked) == 2, unmount)
-    assert main(_arguments(images, fake, out, "--in-flight", "2")) == 2
+    assert main(_arguments(f"{images}{pattern}", fake, out, "--in-flight", "2")) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith(f"error: {images}/")
     assert said.endswith("No such file or directory; the others cannot be read either")
@@ -302,8 +359,44 @@ def test_a_source_that_is_gone_ends_the_run_and_blames_no_image(
     assert 2 <= len(kept) < 50 and len(_rows(Path(f"{out}.parts"))) == len(kept)
     images.rmdir()
     elsewhere.rename(images)
-    assert main(_arguments(images, fake, out)) == 0
+    assert main(_arguments(f"{images}{pattern}", fake, out)) == 0
     assert _embeddings(out) == _expected(50)
+
+
+def test_of_a_list_a_folder_that_is_gone_takes_only_its_own_images_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _images(tmp_path / "images", *["200"] * 3)
+    (tmp_path / "list").write_text("".join(f"{folder}/{name}.JPG\n" for name in ("0", "below/1", "2")))
+    with (tmp_path / "list").open() as names:
+        monkeypatch.setattr(sys, "stdin", names)
+        images = Images("-", set(), 100)
+        _wait_for(lambda: images.total == 3)
+    shutil.rmtree(folder / "below")
+    found = [images.read_next() for _ in range(4)]
+    assert [image and (image.data or image.error) for image in found] == [
+        b"200 #0",
+        "unreadable: No such file or directory",
+        b"200 #2",
+        None,
+    ]
+    assert images.failure is None
+
+
+@pytest.mark.parametrize("pattern", ["", "/**/*.JPG"])
+def test_a_source_that_has_no_images_any_more_is_told_whatever_earlier_runs_have_done(
+    fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str], pattern: str
+) -> None:
+    """As where a mount is missing; that a list has nothing new is no news."""
+    images = _images(tmp_path / "images", "200")
+    assert main(_arguments(f"{images}{pattern}", fake, out)) == 0
+    images.rename(tmp_path / "elsewhere")
+    images.mkdir()
+    assert main(_arguments(f"{images}{pattern}", fake, out)) == 2
+    assert capsys.readouterr().err.endswith(f"error: there are no images in {images}{pattern}\n")
+    run = [sys.executable, "-m", "service.client", *_arguments("-", fake, out)]
+    assert subprocess.run(run, cwd=REPOSITORY, check=False, timeout=60, stdin=subprocess.DEVNULL).returncode == 0
+    assert _embeddings(out) == _expected(1)
 
 
 def test_what_ails_more_than_a_file_is_not_taken_for_the_files_own(
@@ -374,6 +467,27 @@ def test_an_interrupted_run_keeps_what_was_in_flight_and_says_how_to_go_on(
     assert f"python -m service.client embed {images}" in said
     kept = _embeddings(Path(f"{out}.parts"))
     assert {0, 1, 2} <= kept.keys() and 53 not in kept
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, -15)])
+def test_a_signal_while_the_parts_are_put_together_ends_that_at_once_and_loses_nothing(
+    fake: FakeService, tmp_path: Path, out: Path, number: signal.Signals, exit_code: int
+) -> None:
+    images = _images(tmp_path / "images", *["200"] * 3)
+    with _start(*_arguments(images, fake, out), script=SLOW_SCRIPT) as run:
+        try:
+            _wait_for(out.with_name(f".{out.name}.unfinished").exists)
+            run.send_signal(number)
+            said = run.communicate(timeout=60)[1]
+        finally:
+            run.kill()
+    assert run.returncode == exit_code
+    told = "\nerror: ended at once; what was not kept yet is lost, the same command goes on\n"
+    assert said.endswith(told) == (number == signal.SIGINT)
+    assert _embeddings(Path(f"{out}.parts")) == _expected(3) and not out.exists()
+    assert main(_arguments(images, fake, out)) == 0
+    assert _embeddings(out) == _expected(3) and set(fake.asked.values()) == {1}
+    assert sorted(tmp_path.iterdir()) == [out, images]
 
 
 def test_embeddings_of_another_service_are_not_mixed_in(

@@ -15,9 +15,11 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from service.client import over_grpc
 from service.client.over_grpc import connect_grpc
-from service.client.transport import Access, Refused, Served, TryAgain
+from service.client.transport import Access, Broken, ImageFailed, Refused, Served, TryAgain
+from tests.client.fake_service import MESSAGES
 
 CALLS = 40
+RESTRICTED = "This protocol is restricted"
 
 
 class Replica(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
@@ -125,6 +127,27 @@ def test_a_machine_that_has_gone_without_a_word_is_noticed(
 
     with _forwarded(next(iter(replicas))) as (address, silence):
         asyncio.run(asyncio.wait_for(embed(address, silence), 60))
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "meaning"),
+    [
+        ("UNAVAILABLE", "Exceeds maximum queue size", TryAgain("UNAVAILABLE: Exceeds maximum queue size")),
+        ("UNAVAILABLE", f"{RESTRICTED}, expecting", Refused(f"UNAVAILABLE: {RESTRICTED}, expecting")),
+        ("NOT_FOUND", "Request for unknown model", TryAgain("NOT_FOUND: Request for unknown model")),
+        ("CANCELLED", "", TryAgain("CANCELLED: ")),
+        ("DEADLINE_EXCEEDED", "late", TryAgain("DEADLINE_EXCEEDED: late")),
+        ("UNKNOWN", "Stream removed", Broken("Stream removed")),
+        ("INTERNAL", "internal_error: it failed", Broken("internal_error: it failed")),
+        ("UNAUTHENTICATED", "who is there", Refused("UNAUTHENTICATED: who is there")),
+        ("UNIMPLEMENTED", "", Refused("UNIMPLEMENTED: ")),
+        ("INVALID_ARGUMENT", "corrupt_image: it is damaged", ImageFailed("corrupt_image: it is damaged")),
+        ("INVALID_ARGUMENT", MESSAGES["400-of-a-neighbour"], TryAgain(MESSAGES["400-of-a-neighbour"])),
+        ("RESOURCE_EXHAUSTED", "too\nlarge", ImageFailed("grpc_resource_exhausted: too large")),
+    ],
+)
+def test_what_a_status_means_for_the_image_and_the_run(code: str, message: str, meaning: Exception) -> None:
+    assert repr(over_grpc._meaning(grpc.StatusCode[code], message)) == repr(meaning)
 
 
 def test_what_the_service_does_unasked_is_known_before_the_first_image(replicas: dict[str, Replica]) -> None:

@@ -1,6 +1,11 @@
 """Rows as they are kept, whenever the run that keeps them ends."""
 
+import errno
+import os
+import stat
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -36,6 +41,72 @@ def test_the_latest_row_counts_wherever_the_end_of_a_run_has_been_cut_off(
         results.finish()
     assert pq.read_table(out).to_pylist() == [{"id": "a", "embedding": [1.0, 1.0], "error": None}]
     assert list(tmp_path.iterdir()) == [out]
+
+
+def _row(name: str) -> Row:
+    return Row(name, np.full(2, len(name), np.float32), None)
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("written", range(3))
+def test_a_npy_its_ids_and_its_errors_stay_of_one_run_when_the_next_one_cannot_write_them_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    fsync, left = os.fsync, [None] * written
+
+    def fail_in_the_end(descriptor: int) -> None:
+        if not left:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        left.pop()
+        fsync(descriptor)
+
+    with open_results(tmp_path / "embeddings.npy", ORIGIN, 2) as results:
+        results.write([_row("a"), Row("b", None, "corrupt_image: it is damaged")])
+        results.finish()
+        before = _contents(tmp_path)
+        results.write([_row("ccc"), Row("dd", None, "corrupt_image: it is damaged")])
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fail_in_the_end)
+            with pytest.raises(OSError, match="No space left"):
+                results.finish()
+        assert _contents(tmp_path) == before and len(before) == 3
+        results.finish()
+        assert all(_contents(tmp_path)[name] != before[name] for name in before)
+
+
+def test_what_is_kept_survives_a_power_failure_by_its_name_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync, kept = os.fsync, list[set[str]]()
+
+    def note_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            kept.append({name for name in os.listdir(descriptor) if not name.startswith(".")})
+            raise OSError(errno.EINVAL, "as some file systems do")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note_folders)
+    with open_results(tmp_path / "embeddings.parquet", ORIGIN, 2) as results:
+        results.write([_row("a")])
+        assert kept == [{"00000000.parquet"}]
+        results.finish()
+    assert kept[1:] == [{"embeddings.parquet", "embeddings.parquet.parts"}]
+
+
+def test_values_are_read_once_for_a_npy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are nearly all of what there is."""
+    read, columns = pq.ParquetFile.read_row_group, list[Sequence[str] | None]()
+
+    def note_columns(file: Any, group: int, names: Sequence[str] | None = None) -> Any:
+        columns.append(names)
+        return read(file, group, names)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", note_columns)
+    with open_results(tmp_path / "embeddings.npy", ORIGIN, 2) as results:
+        results.write([_row("a")])
+        results.finish()
+    assert columns == [["id", "error"], None, ["id", "error"]]
 
 
 def test_a_lock_that_a_killed_run_has_left_locks_nobody_out(tmp_path: Path) -> None:
