@@ -32,7 +32,9 @@ Embed = Callable[[bytes], Embedding | None]
 Answer = Literal["right", "crowded out", "refused"]
 
 _SECONDS = 5.0
-_NEIGHBOURS_LIE = b"incomplete string data for inference input"
+# What Triton says to all requests of a batch: for the lie of one of them, as it does without `batch_strategy.c`, and
+# where all of them together do not fit into what is left of /dev/shm.
+_OF_A_WHOLE_BATCH = (b"incomplete string data for inference input", b"increase the shared memory pool size")
 # The size of the batch that an image is in changes its last bits: in bfloat16 by a cosine of 0.9999 or so.
 _LEAST_COSINE = 0.999
 # Of the whole process: the cache of embeddings outlives a tritonserver and its canary.
@@ -81,9 +83,7 @@ def read_canary(body: bytes) -> Embedding:
 
 def is_crowded_out(status: int, body: bytes) -> bool:
     """Whether an answer is a refusal for the sake of others, and says nothing of the service."""
-    # The queue is full, or Triton has refused the whole batch for the lie of a request beside the canary, as it
-    # does without `batch_strategy.c`.
-    return status == http.client.SERVICE_UNAVAILABLE or _NEIGHBOURS_LIE in body
+    return status == http.client.SERVICE_UNAVAILABLE or any(reason in body for reason in _OF_A_WHOLE_BATCH)
 
 
 def same_direction(one: Embedding, other: Embedding) -> bool:

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 # What ends one tritonserver after another is for a supervisor, and for an alert, to know.
 _MOST_RESTARTS = 5
 _RESTARTS_SECONDS = 600.0
-_PAUSE_SECONDS = 2.0  # what keeps one from its start may pass
+_PAUSE_SECONDS = 2.0
 _START_SECONDS = 300.0
 _RESTART_SECONDS = 60.0  # its files have been read before
 
@@ -58,7 +58,7 @@ def serve(settings: Settings) -> None:
     known = known_embedding(pipelines)
     http_port, metrics_port = free_ports(2, settings.ports.values())
     http = _http_address(settings, http_port)
-    client = LocalClient(*http, bearer(access.token_over_http))
+    client = LocalClient(*http, bearer(access.http_token))
     heartbeat = Heartbeat(client, settings.model_alias, preprocessor.size)
     parts = Parts(settings, access, encoders, pipelines, known, metrics, facts, http, metrics_port, client, heartbeat)
     with contextlib.ExitStack() as stack:
@@ -80,22 +80,19 @@ def _serve(parts: Parts, shutdown: threading.Event) -> None:
     while True:
         try:
             return serve_by_triton(parts, shutdown, _RESTART_SECONDS if restarts.count else _START_SECONDS)
-        except Exception as error:
-            failure = _failure(error, restarts.count > 0)
-            pause = 0.0 if failure is error else _PAUSE_SECONDS
-        if not isinstance(failure, TritonFailure) or shutdown.is_set() or not restarts.allow():
+        except TritonFailure as error:
+            failure, pause = error, 0.0
+        except (StartupFault, OSError) as error:
+            if not restarts.count:
+                raise
+            # What keeps another one from its start, as a full disk, may pass.
+            failure, pause = TritonFailure(f"tritonserver could not be started: {error}"), _PAUSE_SECONDS
+        if shutdown.is_set() or not restarts.allow():
             raise failure
         logger.error("%s; starting it anew", failure)
         parts.metrics.triton_restarted()
         if shutdown.wait(pause):
             return
-
-
-def _failure(error: Exception, is_restart: bool) -> Exception:
-    """What one tritonserver's end is: what keeps another from its start, as a full disk, is a failure of that."""
-    if is_restart and isinstance(error, StartupFault | OSError):
-        return TritonFailure(f"tritonserver could not be started: {error}")
-    return error
 
 
 def _read_access(settings: Settings) -> Access:
@@ -107,9 +104,8 @@ def _read_access(settings: Settings) -> Access:
     if settings.grpc_tls_cert and settings.grpc_tls_key:
         tls = GrpcTls(settings.grpc_tls_cert, settings.grpc_tls_key, settings.grpc_tls_client_ca)
         check_tls(tls)
-    # Triton's HTTP is then for the service itself alone.
-    http_token = None if settings.http_port else secrets.token_hex(32)
-    return Access(token, admin_token, tls, http_token)
+    # Where Triton's HTTP is off, it is for the service itself alone.
+    return Access(token, admin_token, tls, token or (None if settings.http_port else secrets.token_hex(32)))
 
 
 def _facts(settings: Settings, encoders: Sequence[Encoder], digest: str) -> dict[str, str]:

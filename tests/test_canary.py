@@ -110,6 +110,7 @@ def test_where_no_request_gets_through_the_device_is_asked() -> None:
         (404, b'{"error": "no model"}', "refused"),
         (503, b'{"error": "Exceeds maximum queue size"}', "crowded out"),
         (400, b'{"error": "incomplete string data for inference input \'INPUT_IMAGE\', expecting"}', "crowded out"),
+        (500, b'{"error": "Failed to increase the shared memory pool size for key ..."}', "crowded out"),
     ],
 )
 def test_a_refusal_for_the_sake_of_others_is_none_of_the_canary(status: int, body: bytes, kind: Answer) -> None:

@@ -84,23 +84,18 @@ class Access:
     """Who may use the server.
 
     Attributes:
-        token: what inference and statistics need, sent as `Authorization: Bearer TOKEN` over HTTP and as the metadata
-            `triton-grpc-protocol-authorization: Bearer TOKEN` over gRPC; None lets everybody.
+        token: what inference and statistics need over gRPC, sent as the metadata
+            `triton-grpc-protocol-authorization: Bearer TOKEN`; None lets everybody.
         admin_token: what the endpoints that steer the server need, sent as `triton-access-token: TOKEN`, over gRPC with
             the same prefix; None takes a random one, so that they are closed.
         grpc_tls: None speaks plain text.
-        http_token: what inference and statistics need over HTTP where `token` is None.
+        http_token: the same over HTTP, sent as `Authorization: Bearer TOKEN`.
     """
 
     token: str | None = None
     admin_token: str | None = None
     grpc_tls: GrpcTls | None = None
     http_token: str | None = None
-
-    @property
-    def token_over_http(self) -> str | None:
-        """What inference and statistics need over HTTP."""
-        return self.token or self.http_token
 
 
 class _ServerArguments(TritonServerConfig):  # type: ignore[misc]
@@ -254,7 +249,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
                 raise TritonFailure(f"{lane.name} has ended")
             if not pulse.is_alive():
                 raise TritonFailure(f"the stub of {lane.name} hangs")
-        if passed_over := self._turns.passed_over():
+        if (passed_over := self._turns.passed_over()) and not _is_shared_memory_scarce():
             raise TritonFailure(f"the stub of {passed_over.name} gets no batches, while others do")
 
     def batches(self, model: str | None = None) -> int:
@@ -361,7 +356,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
 
     def _hide_tokens(self) -> None:
         """Every user of a machine can read the command lines of its processes; tritonserver has read its own by now."""
-        tokens = [token for token in (self._access.token_over_http, self._security_config.access_token) if token]
+        tokens = [token for token in (self._access.http_token, self._security_config.access_token) if token]
         try:
             overwrite_arguments(self._processes[0].pid, tokens)
         except OSError as error:
@@ -390,7 +385,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         arguments.update_config(self._triton_server_config.server_args())
         self._triton_server_config = arguments
         tokens = {
-            "http-restricted-api": self._access.token_over_http,
+            "http-restricted-api": self._access.http_token,
             "grpc-restricted-protocol": self._access.token,
         }
         for name, token in tokens.items():
@@ -463,6 +458,12 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
                 f"{SHARED_MEMORY} has {free} MiB free, the start takes {needed} and large images more;"
                 " make it larger (of a container: --shm-size 1g) or --lanes fewer"
             )
+
+
+def _is_shared_memory_scarce() -> bool:
+    """Whether batches may fail because it cannot grow, which never reach a lane: Triton answers them itself."""
+    usage = shutil.disk_usage(SHARED_MEMORY)
+    return usage.used > usage.free
 
 
 def find_batch_strategy() -> Path | None:

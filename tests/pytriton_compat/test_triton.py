@@ -1,17 +1,23 @@
 """What becomes of this process when tritonserver cannot start, or ends in the middle of something."""
 
+import contextlib
 import os
+import shutil
 import socket
 import threading
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+from pytriton.model_config import Tensor
 from pytriton.triton import TritonConfig
 
 from service.errors import ServiceFailure, StartupFault
-from service.pytriton_compat.triton import Access, SupervisedTriton
+from service.pytriton_compat import triton as room
+from service.pytriton_compat.triton import Access, SupervisedTriton, TritonFailure
 
 
 def _triton(folder: Path, http_port: int) -> SupervisedTriton:
@@ -49,18 +55,99 @@ def test_a_server_that_ends_while_it_is_asked_is_told_in_one_line(tmp_path: Path
             triton.report_not_ready()
 
 
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SupervisedTriton:
+    """One that starts at once, as it should, without a tritonserver."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # of what it puts there nothing is to stay
+    triton = _triton(tmp_path, 1)
+    parts: dict[str, Any] = {
+        "_triton_server": SimpleNamespace(is_alive=lambda: True),
+        "_run_server": lambda: None,
+        "_answers": lambda *_: True,
+        "_hide_tokens": lambda: None,
+        "_living_processes": lambda: [psutil.Process()],
+        "_limit_shared_memory": lambda: None,
+        "_last_line": "E1128 no such file",
+    }
+    for name, part in parts.items():
+        monkeypatch.setattr(triton, name, part)
+    return triton
+
+
 @pytest.mark.parametrize("has_opened_its_ports", [True, False])
 def test_a_server_that_has_opened_its_ports_is_not_given_up_for_a_signal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_opened_its_ports: bool
+    fake: SupervisedTriton, monkeypatch: pytest.MonkeyPatch, has_opened_its_ports: bool
 ) -> None:
     """It may have accepted requests by then, unseen."""
-    triton, interrupted = _triton(tmp_path, 1), threading.Event()
-    answers = iter([False, has_opened_its_ports, has_opened_its_ports])
+    answers, interrupted = iter([False, has_opened_its_ports, has_opened_its_ports]), threading.Event()
     interrupted.set()
-    monkeypatch.setattr(triton, "_triton_server", SimpleNamespace(is_alive=lambda: True))
-    monkeypatch.setattr(triton, "_run_server", lambda: None)
-    monkeypatch.setattr(triton, "_answers", lambda *_: next(answers))
-    monkeypatch.setattr(triton, "_hide_tokens", lambda: None)
-    monkeypatch.setattr(triton, "_living_processes", lambda: [psutil.Process()])
-    monkeypatch.setattr(triton, "_limit_shared_memory", lambda: None)
-    assert triton.start(interrupted, 60) is has_opened_its_ports
+    monkeypatch.setattr(fake, "_answers", lambda *_: next(answers))
+    assert fake.start(interrupted, 60) is has_opened_its_ports
+
+
+@pytest.mark.parametrize(
+    ("seconds", "parts", "message"),
+    [
+        (60, {"_triton_server": SimpleNamespace(is_alive=lambda: False)}, "ended while it started; its last line: E11"),
+        (0, {}, "tritonserver was not ready after 0 s"),
+        (60, {"_answers": lambda *_: True, "_living_processes": list}, "ended when it was ready; its last line: E1128"),
+    ],
+)
+def test_a_start_that_fails_says_how(
+    fake: SupervisedTriton, monkeypatch: pytest.MonkeyPatch, seconds: float, parts: dict[str, Any], message: str
+) -> None:
+    for name, part in {"_answers": lambda *_: False, **parts}.items():
+        monkeypatch.setattr(fake, name, part)
+    with pytest.raises(StartupFault, match=message):
+        fake.start(threading.Event(), seconds)
+
+
+def test_it_does_not_start_with_too_little_shared_memory(
+    fake: SupervisedTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub: Any = None
+    fake._lanes, needed = [(stub, stub)] * 3, 12 * 2**20
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed))
+    fake._check_shared_memory()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
+    with pytest.raises(StartupFault, match="/dev/shm has 11 MiB free, the start takes 12 and large images more"):
+        fake.start(threading.Event(), 60)
+
+
+def test_a_stub_without_batches_has_not_failed_while_shared_memory_is_scarce(
+    fake: SupervisedTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton answers a batch for which it cannot grow, and no lane gets to see it."""
+    passed_over = SimpleNamespace(passed_over=lambda: SimpleNamespace(name="embed_image-lane-1"))
+    monkeypatch.setattr(fake, "_turns", passed_over, raising=False)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(used=33, free=31))
+    fake.check_alive()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(used=31, free=33))
+    with pytest.raises(TritonFailure, match="the stub of embed_image-lane-1 gets no batches, while others do"):
+        fake.check_alive()
+
+
+def test_a_workspace_that_lies_too_deep_for_a_socket_is_refused(tmp_path: Path) -> None:
+    """By Linux itself it would be with a start that never ends."""
+    deep = tmp_path / ("x" * 60)
+    deep.mkdir()
+    tensors = [Tensor(name="X", dtype=np.float32, shape=(1,))]
+    with pytest.raises(StartupFault, match="is too long a path for a socket; set TMPDIR to a shorter one"):
+        _triton(deep, 1).bind("model", [lambda _: []], tensors, tensors, parameters={})
+
+
+@pytest.mark.parametrize("in_the_works", [0, 1])
+def test_a_drain_that_stubs_do_not_end_waits_for_what_is_in_the_works_and_no_longer_than_it_may(
+    fake: SupervisedTriton, monkeypatch: pytest.MonkeyPatch, in_the_works: int
+) -> None:
+    lane: Any = SimpleNamespace(model="embed_image", batches=7, in_the_works=in_the_works, fell_silent=False)
+    fake._lanes, fake._processes = [(lane, lane)], [psutil.Process()] * 2
+    monkeypatch.setattr(fake, "_admin_client", contextlib.nullcontext)
+    monkeypatch.setattr(room, "_DRAIN_SECONDS", 0.1)
+    if not in_the_works:
+        fake.drain(0)
+        assert fake._drained
+        return
+    with pytest.raises(ServiceFailure, match=r"^requests were still in flight after 0 s and are dropped$"):
+        fake.drain(0)
+    assert not fake._drained
