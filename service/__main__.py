@@ -1,9 +1,11 @@
 """`python -m service`: settings -> logging -> server. `python -m service fetch` brings a checkpoint instead."""
 
+import contextlib
 import logging
 import os
 import signal
 import sys
+import threading
 
 from service.environment import prepare_environment
 from service.errors import ServiceFailure, StartupFault
@@ -21,7 +23,8 @@ def main() -> int:
     if sys.argv[1:2] == ["fetch"]:
         return _fetch(sys.argv[2:])
     for number in ending_signals():
-        signal.signal(number, lambda *_: sys.exit(0))
+        # Nothing is there yet that would have to be left in order, and threads may be loading what takes long.
+        signal.signal(number, lambda *_: os._exit(0))
     try:
         settings = load_settings(sys.argv[1:])
     except StartupFault as fault:
@@ -53,10 +56,12 @@ def _foreseen(error: Exception) -> Exception:
     return ServiceFailure(" ".join(f"{type(error).__name__}: {error}".split()))
 
 
-def _end_within(seconds: int) -> None:
-    """Even where nobody reads what is still to be said."""
-    signal.signal(signal.SIGALRM, lambda *_: os._exit(1))
-    signal.alarm(seconds)
+def _end_within(seconds: float) -> None:
+    """Even where nobody reads what is still to be said: then this thread waits, where no signal reaches it."""
+    end = threading.Timer(seconds, os._exit, (1,))
+    end.daemon = True
+    with contextlib.suppress(RuntimeError):  # there is no thread for it
+        end.start()
 
 
 def _fetch(arguments: list[str]) -> int:

@@ -145,7 +145,10 @@ class Encoder:
             self._run_in_threads([self._blank(size)], threads)
 
     def _warm_up_cuda(self, max_batch_size: int) -> int:
-        self._launcher.submit(self._record, min(max_batch_size, self._most_at_once)).result()
+        most = min(max_batch_size, self._most_at_once)
+        self._launcher.submit(self._record, most).result()
+        # Prepared pixels are not recorded: their batches take memory beside the recordings'.
+        self._run_batch(torch.zeros((most, 3, self.image_size, self.image_size)))
         self._time_batch(max_batch_size)
         peak = torch.cuda.max_memory_allocated(self.device) / 2**20
         logger.info("%s: a batch of %d takes %.0f MiB at its peak", self.device, max_batch_size, peak)

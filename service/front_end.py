@@ -117,9 +117,13 @@ def _build_triton(parts: Parts, workspace: Path) -> SupervisedTriton:
         # By then everything is answered; it only bounds how long idle keep-alive connections hold up the end.
         exit_timeout_secs=1,
     )
-    # The largest batch of images that are let in, as base64 text.
-    stub_bytes = settings.max_batch_size * settings.max_image_bytes * 4 // 3 + _STUB_SPARE_BYTES
-    return SupervisedTriton(config, workspace, parts.access, stub_bytes, verbose=settings.log_level == "debug")
+    return SupervisedTriton(config, workspace, parts.access, _stub_bytes(parts), verbose=settings.log_level == "debug")
+
+
+def _stub_bytes(parts: Parts) -> int:
+    """The shared memory that a stub may come to need: for a batch of the largest images as base64, or of pixels."""
+    text, pixels = parts.settings.max_image_bytes * 4 // 3, 4 * 3 * parts.encoders[0].image_size ** 2
+    return parts.settings.max_batch_size * max(text, pixels) + _STUB_SPARE_BYTES
 
 
 def _bind_models(triton: SupervisedTriton, parts: Parts) -> None:
@@ -139,7 +143,8 @@ def _bind_models(triton: SupervisedTriton, parts: Parts) -> None:
     )
     triton.bind(
         "embed_image",
-        [EmbedImage(pipeline, defaults, parts.metrics) for pipeline in parts.pipelines for _ in range(lanes)],
+        # Triton hands batches to lanes in turn: lanes that follow each other are on different devices.
+        [EmbedImage(pipeline, defaults, parts.metrics) for _ in range(lanes) for pipeline in parts.pipelines],
         [Tensor(name="INPUT_IMAGE", dtype=np.bytes_, shape=(1,))],
         outputs,
         config=config,

@@ -165,9 +165,11 @@ class _Server(ThreadingHTTPServer):
         """Answer it, and make room again, also of who sends a byte every now and then."""
         end = threading.Timer(_SCRAPE_SECONDS, _hang_up, (request,))
         end.daemon = True
-        end.start()
         try:
+            end.start()
             super().process_request_thread(request, client_address)
+        except RuntimeError:  # there is no thread for the timer
+            self.shutdown_request(request)
         finally:
             end.cancel()
             self._room.release()

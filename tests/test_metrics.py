@@ -269,6 +269,23 @@ def test_who_sends_a_byte_now_and_then_does_not_keep_a_place(
         assert _get(f"{url}/metrics")[0] == 200
 
 
+def test_a_scrape_without_a_thread_for_its_timer_keeps_no_place(
+    triton: LocalClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: threading.Timer) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(metrics_room, "_MOST_SCRAPES", 1)
+    with _served(Metrics(), triton) as url:
+        with (
+            monkeypatch.context() as busy,
+            socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as scraper,
+        ):
+            busy.setattr(threading.Timer, "start", fail)
+            assert scraper.recv(1) == b""
+        assert _get(f"{url}/metrics")[0] == 200
+
+
 def test_the_port_is_free_again_at_the_end_whatever_ended_it(triton: LocalClient) -> None:
     with pytest.raises(KeyboardInterrupt), _served(Metrics(), triton) as url:
         assert _get(f"{url}/metrics")[0] == 200

@@ -58,7 +58,7 @@ class TritonPythonModel:
             answers = receive_batch(self._lane)
             if answers is not None and len(answers) == len(entries):
                 return [tensors for tensors, _ in answers]
-        except OSError as error:
+        except Exception as error:
             pb_utils.Logger.log_error(f"the lane does not answer: {error!r}")
         # What may still come would be taken for the answer to the next batch. The service ends when it sees a lane end.
         self._lane.close()

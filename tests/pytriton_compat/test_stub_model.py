@@ -155,6 +155,25 @@ def test_a_lane_that_fails_ends_and_its_requests_get_no_details(
     assert len(told) <= 1, "a log that nobody reads fills, and holds up the end"
 
 
+@pytest.mark.parametrize("failure", [OSError("gone"), MemoryError()], ids=repr)
+@pytest.mark.parametrize("step", ["send_batch", "receive_batch"])
+def test_a_lane_that_cannot_be_asked_is_let_go_and_its_requests_get_no_details(
+    stub: tuple[Any, Lane], monkeypatch: pytest.MonkeyPatch, step: str, failure: Exception
+) -> None:
+    """What it may still answer is not for the next batch."""
+
+    def fail(*_: object) -> None:
+        raise failure
+
+    model, lane = stub
+    with monkeypatch.context() as failing:
+        failing.setattr(sys.modules[type(model).__module__], step, fail)
+        assert _told(model.execute([_request(b"1")])) == [INTERNAL]
+    assert _told(model.execute([_request(b"1")])) == [INTERNAL]
+    lane.join(JOIN_SECONDS)
+    assert not lane.is_alive()
+
+
 @pytest.mark.parametrize("leave", [lambda model: model.finalize(), lambda model: model._lane.close()])
 def test_a_lane_ends_when_its_stub_leaves(stub: tuple[Any, Lane], leave: Callable[[Any], None]) -> None:
     model, lane = stub

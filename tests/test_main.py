@@ -1,0 +1,57 @@
+"""How the process ends, whatever becomes of what it has to say."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+END_SECONDS = 60
+# What is logged before has the log's own thread stand still, with the stream in its hands.
+FAILING = """
+import logging, sys
+from types import SimpleNamespace
+from service import __main__
+from service.errors import ServiceFailure
+
+def serve(settings):
+    logging.getLogger("service").error("a batch could not be encoded")
+    raise ServiceFailure("the encoder on cpu fails batch after batch")
+
+sys.modules["service.server"] = SimpleNamespace(serve=serve)
+__main__._END_SECONDS = 3
+__main__.main()
+"""
+
+
+@pytest.fixture
+def unread() -> Iterator[int]:
+    """A pipe that blocks whoever writes one more byte."""
+    end, full = os.pipe()
+    os.set_blocking(full, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(full, b"x")
+    os.set_blocking(full, True)
+    yield full
+    os.close(full)
+    os.close(end)
+
+
+def test_a_failure_of_which_nobody_reads_ends_it_all_the_same(unread: int) -> None:
+    with subprocess.Popen([sys.executable, "-c", FAILING], stderr=unread, cwd=REPOSITORY) as process:
+        try:
+            assert process.wait(END_SECONDS) == 1
+        finally:
+            process.kill()
+
+
+def test_a_failure_is_the_last_line_and_comes_after_what_was_logged() -> None:
+    ended = subprocess.run([sys.executable, "-c", FAILING], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    *_, logged, last = ended.stderr.splitlines()
+    assert (ended.returncode, last) == (1, "error: the encoder on cpu fails batch after batch")
+    assert logged.endswith("ERROR service: a batch could not be encoded")
