@@ -96,13 +96,14 @@ def test_canaries_take_a_hundredth_of_a_devices_time_and_of_a_slow_ones_a_twenti
     assert canary_pause(image_seconds) == pytest.approx(pause)
 
 
-def test_canaries_follow_each_other_and_their_age_is_known(parts: Parts) -> None:
-    parts.canary.send, enough = _counting(_forever("right"), 5)
-    watchdog = _watchdog(parts)
-    before = parts.metrics.registry.get_sample_value("embed_canary_age_seconds")
-    _look(watchdog, enough)
-    after = parts.metrics.registry.get_sample_value("embed_canary_age_seconds")
-    assert before and after and after < before + 1
+@pytest.mark.parametrize(("answer", "age"), [("right", 0), ("crowded out", 3600)])
+def test_canaries_follow_each_other_and_the_age_of_the_last_right_one_is_known(
+    parts: Parts, answer: str, age: float
+) -> None:
+    parts.metrics._canary_answered_at -= 3600
+    parts.canary.send, enough = _counting(_forever(answer), 5)
+    _look(_watchdog(parts), enough)
+    assert parts.metrics.registry.get_sample_value("embed_canary_age_seconds") == pytest.approx(age, abs=60)
 
 
 @pytest.mark.parametrize(

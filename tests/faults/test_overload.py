@@ -27,16 +27,21 @@ QUEUE = 16
 BATCH = 8
 
 
+@contextlib.contextmanager
+def sabotaged_service(folder: Path, batch: int, *limits: str) -> Iterator[tuple[ServiceProcess, Path]]:
+    """A service with one lane for batches of so many, and the file that makes its encoder wait."""
+    file, module = folder / "sabotage", "tests.faults.sabotaged"
+    arguments, environment = ("--lanes", "1", "--max-batch-size", str(batch), *limits), {"SABOTAGE": str(file)}
+    with service(folder, *arguments, module=module, environment=environment) as running:
+        yield running, file
+
+
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServiceProcess, Path]]:
-    """A service with one lane and little room before it, and the file that makes its encoder wait."""
-    folder = tmp_path_factory.mktemp("narrow")
-    file = folder / "sabotage"
-    limits = ("--lanes", "1", "--max-batch-size", BATCH, "--max-queue-size", QUEUE, "--queue-timeout-ms", "1000")
-    arguments = [str(word) for word in limits]
-    environment = {"SABOTAGE": str(file)}
-    with service(folder, *arguments, module="tests.faults.sabotaged", environment=environment) as running:
-        yield running, file
+    """One with little room before its lane."""
+    limits = ("--max-queue-size", str(QUEUE), "--queue-timeout-ms", "1000")
+    with sabotaged_service(tmp_path_factory.mktemp("narrow"), BATCH, *limits) as started:
+        yield started
 
 
 def test_a_flood_is_refused_at_once_and_what_is_taken_is_answered(narrow: tuple[ServiceProcess, Path]) -> None:
@@ -79,9 +84,14 @@ def test_who_waits_for_too_long_is_told_over_http_and_grpc(narrow: tuple[Service
 
 def test_the_probe_tells_busy_from_unable(narrow: tuple[ServiceProcess, Path]) -> None:
     running, _ = narrow
+
+    def is_told_busy() -> bool:
+        told = probe("--url", running.url)
+        assert told.returncode == 0, told
+        return told.stdout.startswith("able, but busy: ")
+
     with load(running, clients=4 * (QUEUE + BATCH)):
-        found = [probe("--url", running.url) for _ in range(4)]
-    assert {each.returncode for each in found} == {0} and "able, but busy: " in str(found)
+        wait_for(is_told_busy)
     server = running.part("bin/tritonserver")
     server.suspend()
     hangs = probe("--url", running.url, "--timeout-s", "1")
@@ -90,12 +100,8 @@ def test_the_probe_tells_busy_from_unable(narrow: tuple[ServiceProcess, Path]) -
 
 
 def test_a_drain_tells_what_is_left(tmp_path: Path) -> None:
-    file, images = tmp_path / "sabotage", 9
-    arguments, environment = ("--lanes", "1", "--max-batch-size", "1"), {"SABOTAGE": str(file)}
-    with (
-        service(tmp_path, *arguments, module="tests.faults.sabotaged", environment=environment) as running,
-        ThreadPoolExecutor(images) as threads,
-    ):
+    images = 9
+    with sabotaged_service(tmp_path, 1) as (running, file), ThreadPoolExecutor(images) as threads:
         file.write_text("hangs")
         answers = [threads.submit(post_raw, running, photographs()[0]) for _ in range(images)]
         # The others are in the lane and on their way there, and so may be a canary.
@@ -121,12 +127,8 @@ def test_a_drain_tells_what_is_left(tmp_path: Path) -> None:
 def test_a_drain_that_a_part_does_not_survive_is_no_success(
     tmp_path: Path, part: str, number: signal.Signals, seconds: float, said: str
 ) -> None:
-    file, images = tmp_path / "sabotage", 2
-    arguments, environment = ("--lanes", "1", "--max-batch-size", "1"), {"SABOTAGE": str(file)}
-    with (
-        service(tmp_path, *arguments, module="tests.faults.sabotaged", environment=environment) as running,
-        ThreadPoolExecutor(images) as threads,
-    ):
+    images = 2
+    with sabotaged_service(tmp_path, 1) as (running, file), ThreadPoolExecutor(images) as threads:
         file.write_text("hangs")
         answers = [threads.submit(post_raw, running, photographs()[0]) for _ in range(images)]
         # With a canary, which comes every other second, they are all accepted.

@@ -18,7 +18,7 @@ import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
 from service.pytriton_compat.triton import find_batch_strategy
-from tests.integration.clients import RAW_HEADERS, embed_triton_grpc, post_raw, triton_input
+from tests.integration.clients import RAW_HEADERS, base64_text, embed_triton_grpc, post_json, post_raw, triton_input
 from tests.integration.load import load
 from tests.integration.reference import CHECKPOINT, photographs
 from tests.integration.service_process import ServiceProcess, service, wait_for
@@ -174,16 +174,28 @@ def test_it_becomes_ready_every_time_on_a_busy_machine(tmp_path: Path) -> None:
     assert outcomes == [AS_IT_SHOULD] * STARTS
 
 
-def test_it_starts_whatever_its_checkpoint_is_called_and_without_a_path(
+def test_it_starts_whatever_its_checkpoint_and_model_are_called_without_a_path_and_reads_base64_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = tmp_path / "modèle 模型"
+    checkpoint, photograph = tmp_path / "modèle 模型", photographs()[0]
     shutil.copytree(CHECKPOINT, checkpoint)
     monkeypatch.delenv("PATH")
-    with service(tmp_path, "--checkpoint", str(checkpoint)) as running:
-        assert post_raw(running, photographs()[0]).status_code == 200
-        config = requests.get(f"{running.url}/v2/models/embed_image/config", timeout=10).json()
-        assert config["parameters"]["checkpoint"]["string_value"] == r"mod\xe8le \u6a21\u578b"
+    settings = ("--checkpoint", str(checkpoint), "--model-alias", "drawings", "--default-base64-encoded", "true")
+    with service(tmp_path, *settings) as running:
+        assert post_raw(running, base64_text(photograph).encode()).status_code == 200
+        assert post_json(running, [base64_text(photograph)], {"embed_model": "drawings"}).status_code == 200
+        assert post_raw(running, photograph).json()["error"].startswith("invalid_base64: ")
+        told = [_parameters(running, model) for model in ("embed_image", "drawings")]
+        assert told[0] == told[1] and told[0]["checkpoint"] == r"mod\xe8le \u6a21\u578b"
+        assert (told[0]["default_base64_encoded"], told[0]["default_normalize"]) == ("true", "false")
+        no_heartbeat = 'nv_inference_count{model="drawings",version="1"} 0\n'
+        wait_for(lambda: no_heartbeat not in running.metrics(), 30)
+
+
+def _parameters(running: ServiceProcess, model: str) -> dict[str, str]:
+    """What the model's configuration tells clients."""
+    parameters = requests.get(f"{running.url}/v2/models/{model}/config", timeout=10).json()["parameters"]
+    return {name: value["string_value"] for name, value in parameters.items()}
 
 
 def test_a_taken_port_is_one_clear_line(running: ServiceProcess) -> None:

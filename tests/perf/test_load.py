@@ -9,7 +9,7 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -39,11 +39,23 @@ class FakeServer:
     seconds: float = 0.0
     requests: int = 0
     images: set[bytes] = field(default_factory=set)
+    under_way: int = 0
+    most_under_way: int = 0
+
+    @web.middleware
+    async def wait(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Count the requests that are there at the same time."""
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        await asyncio.sleep(self.seconds)
+        self.under_way -= 1
+        return await handler(request)
 
     async def infer(self, request: web.Request) -> web.Response:
         """KServe, raw or JSON, as the request's headers say."""
         body = await request.read()
-        await asyncio.sleep(self.seconds)
         if "Inference-Header-Content-Length" not in request.headers:
             (tensor,) = json.loads(body)["inputs"]
             assert json.loads(body)["parameters"] == {"base64_encoded": True} and tensor["shape"] == [1, 1]
@@ -75,7 +87,7 @@ class FakeServer:
 def served(fake: FakeServer) -> Iterator[str]:
     """The URL of the fake server, which runs in a thread."""
     loop = asyncio.new_event_loop()
-    application = web.Application(client_max_size=2**24)
+    application = web.Application(client_max_size=2**24, middlewares=[fake.wait])
     application.router.add_post("/v2/models/embed_image/infer", fake.infer)
     application.router.add_post("/v2/models/hollow/infer", fake.nothing)
     application.router.add_post("/embeddings", fake.embeddings)
@@ -109,19 +121,27 @@ def no_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     ("protocol", "model"), [("kserve-http", "embed_image"), ("kserve-json", "embed_image"), ("openai", "m")]
 )
 def test_every_http_protocol_sends_the_workload_and_counts_its_answers(protocol: str, model: str) -> None:
-    fake = FakeServer()
+    fake = FakeServer(seconds=0.02)
     with served(fake) as url:
         result = measure(Target("fake", protocol, url, model), Load(in_flight=3, seconds=0.3))
     assert fake.images <= JPEGS and len(fake.images) > 3
-    assert result.errors == {}
-    assert result.images_per_second > 0 and 0 < result.p50_ms <= result.p99_ms
+    assert result.errors == {} and fake.most_under_way == 3
+    assert result.images_per_second > 0 and 20 <= result.p50_ms <= result.p99_ms < 10_000
     assert result.client_cores > 0
 
 
-def test_several_processes_share_the_load() -> None:
-    with served(FakeServer()) as url, client.OwnClient(2) as own:
-        results = [own.measure(Target("fake", "kserve-http", url), Load(count, 0.2)) for count in (1, 3)]
-    assert all(result.errors == {} and result.images_per_second > 0 for result in results)
+def test_several_processes_share_the_load_and_what_they_saw_is_added_up() -> None:
+    turn = 0.2
+    fake = FakeServer(seconds=turn)
+    with served(fake) as url, client.OwnClient(2) as own:
+        target = Target("fake", "kserve-http", url)
+        own.measure(target, Load(2, 0))  # starts them both
+        for in_flight in (1, 3):
+            fake.most_under_way = 0
+            result = own.measure(target, Load(in_flight, turn))
+            assert result.errors == {} and fake.most_under_way == in_flight
+            assert 0.7 < turn * 1000 / result.p50_ms <= 1
+            assert 0.7 < turn * result.images_per_second / in_flight <= 1
 
 
 def test_failures_are_counted_by_message_and_no_throughput() -> None:

@@ -4,6 +4,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -46,11 +47,27 @@ def test_it_ends_when_the_other_side_falls_silent(connected: tuple[Pulse, socket
     ours, stub = connected
     stub.send(b"\0")
     ours.join(JOIN_SECONDS)
-    assert not ours.is_alive()
+    assert not ours.is_alive() and ours.fell_silent
 
 
 def test_it_ends_when_the_other_side_has_left(connected: tuple[Pulse, socket.socket]) -> None:
     ours, stub = connected
     stub.close()
     ours.join(JOIN_SECONDS)
-    assert not ours.is_alive()
+    assert not ours.is_alive() and not ours.fell_silent
+
+
+def test_it_goes_on_where_the_other_side_is_late_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It misses five beats in a row, sends one, and leaves in the end."""
+    ours, theirs = socket.socketpair()
+    beats = iter(range(1, 101))
+
+    def beat(_: float) -> None:
+        if (number := next(beats)) == 100:
+            theirs.close()
+        elif number % 6 == 5:
+            theirs.send(b"\0")
+
+    monkeypatch.setattr(pulse, "time", SimpleNamespace(sleep=beat))
+    with ours:
+        assert not keep_pulse(ours) and not list(beats)
