@@ -126,9 +126,10 @@ class Canary:
         if status == http.client.OK:
             self._compare(read_canary(body))
             return "right"
+        if status != http.client.SERVICE_UNAVAILABLE:
+            logger.warning("the canary was answered with %d: %.200s", status, body.decode(errors="replace"))
         if is_crowded_out(status, body):
             return "crowded out" if are_asked or self._devices_embed() else "refused"
-        logger.warning("the canary was answered with %d: %.200s", status, body.decode(errors="replace"))
         return "refused"
 
     def _devices_embed(self) -> bool:
