@@ -140,8 +140,9 @@ def test_several_processes_share_the_load_and_what_they_saw_is_added_up() -> Non
             fake.most_under_way = 0
             result = own.measure(target, Load(in_flight, turn))
             assert result.errors == {} and fake.most_under_way == in_flight
-            assert 0.7 < turn * 1000 / result.p50_ms <= 1
-            assert 0.7 < turn * result.images_per_second / in_flight <= 1
+            assert 1000 * turn <= result.p50_ms < 60_000
+            # However slow the machine is: as many are under way as there are a second, times the seconds of each.
+            assert 0.7 < result.images_per_second * result.p50_ms / 1000 / in_flight < 1.4
 
 
 def test_failures_are_counted_by_message_and_no_throughput() -> None:
