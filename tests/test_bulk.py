@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import io
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import tarfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,14 @@ from service.bulk import cluster, command
 from service.bulk.cluster import Shares, divide
 from service.bulk.command import _report, main
 from service.bulk.embedder import Embedder
-from service.bulk.folder import Folder
+from service.bulk.folder import Folder, Reader
 from service.bulk.plan import Mismatch, Plan
 from service.bulk.strikes import Strikes
 from service.bulk.worker import Facts, Site, Worker
 from service.client.locks import Busy
 from service.client.progress import Progress
 from service.client.rows import Origin
-from service.client.sources import LeftOut
+from service.client.sources import LeftOut, Place
 from service.cores import Cores
 from service.demo.drawings import draw
 from service.encoder import Encoder
@@ -52,8 +54,22 @@ def lake(tmp_path: Path) -> Path:
     folder = tmp_path / "lake"
     (folder / "sub").mkdir(parents=True)
     for number in range(10):
-        draw(np.random.default_rng(number)).image.save(folder / ("sub" if number % 2 else "") / f"{number}.jpg")
+        Path(folder, "sub" if number % 2 else "", f"{number}.jpg").write_bytes(_drawing(number))
     return folder
+
+
+def _drawing(seed: int) -> bytes:
+    content = io.BytesIO()
+    draw(np.random.default_rng(seed)).image.save(content, "jpeg")
+    return content.getvalue()
+
+
+def _tar(path: Path, members: Mapping[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
 
 
 @pytest.fixture
@@ -68,12 +84,17 @@ def _plan(lake: Path, out: Folder, origin: Origin = ORIGIN) -> Plan:
 
 
 def _work(
-    lake: Path, out: Folder, embedder: Embedder, again: bool = False, settings: Settings = SETTINGS
+    lake: Path,
+    out: Folder,
+    embedder: Embedder,
+    again: bool = False,
+    settings: Settings = SETTINGS,
+    plan: Plan | None = None,
 ) -> list[dict[str, Any]]:
-    """Embed all chunks with a worker of its own, as Ray would deal them."""
+    """Embed all chunks of a plan, or of a new one, with a worker of its own, as Ray would deal them."""
     origin = Origin(embedder.fingerprint, "embed_image", str(settings.default_normalize))
     worker = Worker(settings, 1, Site(Folder.at(str(lake)), out, origin))
-    plan = _plan(lake, out, origin)
+    plan = plan or _plan(lake, out, origin)
     todo = plan.to_do(again)
     return [worker({**chunk._asdict(), "to_do": todo.get(chunk, 0), "again": again}) for chunk in plan.chunks]
 
@@ -171,7 +192,7 @@ def test_a_plan_stays_and_new_images_become_a_plan_of_their_own(lake: Path, out:
         ("0001-000000.parquet", 1)
     ]
     assert _plan(lake, out).chunks == later
-    assert Plan(out, str(lake), ORIGIN).extend(["0.jpg", "0.jpg", "00.jpg"], 4) == 2
+    assert Plan(out, str(lake), ORIGIN).extend([Place(name, name) for name in ("0.jpg", "0.jpg", "00.jpg")], 4) == 2
 
 
 def test_a_plan_for_other_embeddings_or_another_source_is_refused(lake: Path, out: Folder) -> None:
@@ -186,16 +207,70 @@ def test_a_plan_for_other_embeddings_or_another_source_is_refused(lake: Path, ou
 def test_an_object_store_is_listed_and_read_like_a_local_folder(lake: Path) -> None:
     for other in ("notes.TXT", "sub/movie.mp4", "sub/more.txt"):
         (lake / other).touch()
+    images = {f"{number}.jpg": str(number).encode() * 500 for number in range(300)}  # more than is listed at a time
+    for number in range(40):
+        _tar(lake / "sub" / f"{number}.tar", {"./0.jpg": b"all of it"} if number else {**images, "0.json": b"{}"})
     # Not a LocalFileSystem any more, so listed as every other file system is.
     store = Folder(pa.fs.SubTreeFileSystem(str(lake.parent), pa.fs.LocalFileSystem()), "lake")
     local = Folder.at(lake.as_uri())
     assert local.is_local and not store.is_local
-    names = sorted(str(path.relative_to(lake)) for path in lake.rglob("*.jpg"))
+    names = {str(path.relative_to(lake)) for path in lake.rglob("*.jpg")}
+    names |= {f"sub/{number}.tar/0.jpg" for number in range(40)} | {f"sub/0.tar/{name}" for name in images}
     for folder in (store, local):
-        left_out = LeftOut()
-        assert sorted(folder.images(left_out)) == names
-        assert list(left_out.lines()) == ["3 files left out by their names: .txt 2, .mp4 1"]
-    assert store.read("sub/1.jpg", 2**20) == local.read("sub/1.jpg", 2**20) == (lake / "sub/1.jpg").read_bytes()
+        left_out, reader = LeftOut(), Reader(folder)
+        places = {place.name: place for place in folder.images(left_out)}
+        assert places.keys() == names
+        assert list(left_out.lines()) == ["4 files left out by their names: .txt 2, .mp4 1, .json 1"]
+        assert reader.read(places["sub/1.jpg"], 2**20) == (lake / "sub/1.jpg").read_bytes()
+        read = {name: reader.read(place, 500) for name, place in places.items() if place.file != place.name}
+        assert [read.pop(f"sub/{number}.tar/0.jpg") for number in range(1, 40)] == [b"all of it"] * 39
+        assert read == {f"sub/0.tar/{name}": data[:500] for name, data in images.items()}
+
+
+class _Counted(io.BytesIO):
+    """A file that counts what is read of it."""
+
+    def __init__(self, path: str, counts: list[int]) -> None:
+        super().__init__(Path(path).read_bytes())
+        self._counts = counts
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        self._counts.append(len(data))
+        return data
+
+
+def test_of_a_tar_file_in_an_object_store_only_images_and_headers_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _tar(tmp_path / "a.tar", {"0.bin": bytes(2**23), "1.jpg": b"first", "2.bin": bytes(2**23), "3.jpg": b"second"})
+    opened: list[list[int]] = []
+
+    def open_input_file(path: str) -> pa.NativeFile:
+        opened.append([])
+        return pa.PythonFile(_Counted(path, opened[-1]), "r")
+
+    store = _Store()
+    monkeypatch.setattr(store, "open_input_file", open_input_file)
+    folder = Folder(store, str(tmp_path))
+    reader, places = Reader(folder), list(folder.images(LeftOut()))
+    (headers,) = opened
+    assert len(headers) < 10 and sum(headers) < 2**22
+    assert [reader.read(place, 2**20) for place in places] == [b"first", b"second"]
+    assert opened == [headers, [5, 6]]
+
+
+@pytest.mark.parametrize("size", [-512, 2**70])
+def test_a_size_that_cannot_be_ends_no_more_than_its_tar_file(lake: Path, out: Folder, size: int) -> None:
+    _tar(lake / "a.tar", {"0.jpg": b"sound"})
+    odd = tarfile.TarInfo("1.jpg")
+    odd.size = size
+    with open(lake / "a.tar", "r+b") as file:
+        file.seek(1024)
+        file.write(odd.tobuf(tarfile.GNU_FORMAT))
+    left_out = LeftOut()
+    assert Plan(out, str(lake), ORIGIN).extend(Folder.at(str(lake)).images(left_out), 4) == 11
+    assert left_out.unlisted == [f"{lake}/a.tar: not a whole tar file: a member of {size} bytes"]
 
 
 def test_one_run_at_a_time_writes_into_a_folder(out: Folder) -> None:
@@ -221,6 +296,79 @@ def test_rows_hold_what_the_pipeline_makes_of_each_image(lake: Path, out: Folder
     expected = embedder.embed([(lake / name).read_bytes() for name in names])
     for name, outcome in zip(names, expected, strict=True):
         assert isinstance(outcome, np.ndarray) and rows[name][0] == pytest.approx(outcome.tolist(), abs=1e-4)
+
+
+def _assert_embedded(out: Folder, embedder: Embedder, images: Mapping[str, bytes]) -> None:
+    """These and no others, each under its name."""
+    rows = {name: embedding for name, (embedding, error) in _rows(out).items() if not error}
+    assert rows.keys() == images.keys()
+    for name, outcome in zip(images, embedder.embed(list(images.values())), strict=True):
+        assert isinstance(outcome, np.ndarray) and rows[name] == pytest.approx(outcome.tolist(), abs=1e-4)
+
+
+def test_images_in_tar_files_are_embedded_as_those_beside_them(lake: Path, out: Folder, embedder: Embedder) -> None:
+    """One tar file has names as `tar -P` writes them and ends within an image; another one joins the lake later."""
+    images = {str(path.relative_to(lake)): path.read_bytes() for path in lake.rglob("*.jpg")}
+    shards = [{f"{seed}.jpg": _drawing(seed) for seed in seeds} for seeds in ((10, 11), (12, 13), (14, 15, 16))]
+    _tar(lake / "a.TAR", shards[0])
+    _tar(lake / "sub/b.tar", {f"/data/{name}": data for name, data in shards[1].items()})
+    os.truncate(lake / "sub/b.tar", 3 * 512 + len(shards[1]["12.jpg"]))
+    left_out = LeftOut()
+    assert len(list(Folder.at(str(lake)).images(left_out))) == 14
+    assert left_out.unlisted == [f"{lake}/sub/b.tar: not a whole tar file: unexpected end of data"]
+    _work(lake, out, embedder)
+    parts = {path: path.stat().st_mtime_ns for path in Path(out.path).glob("*.parquet")}
+    images |= {f"a.TAR/{name}": data for name, data in shards[0].items()}
+    images["sub/b.tar/data/12.jpg"] = shards[1]["12.jpg"]
+    _assert_embedded(out, embedder, images)
+    assert _errors(out) == {"sub/b.tar/data/13.jpg": "unreadable: the tar file ends within it"}
+    _tar(lake / "c.tar", shards[2])
+    _work(lake, out, embedder)
+    assert {path: path.stat().st_mtime_ns for path in parts} == parts and len(out.tables()) == len(parts) + 1
+    _assert_embedded(out, embedder, images | {f"c.tar/{name}": data for name, data in shards[2].items()})
+
+
+def test_a_tar_file_that_changes_gives_no_image_under_another_ones_name(
+    lake: Path, out: Folder, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written anew while it is read, in another order, with an image less and one more."""
+    images = {str(path.relative_to(lake)): path.read_bytes() for path in lake.rglob("*.jpg")}
+    before, after = ({f"{seed}.jpg": _drawing(seed) for seed in seeds} for seeds in ((10, 11, 12), (13, 11, 10)))
+    _tar(lake / "a.tar", before)
+    read = Reader.read
+
+    def change_and_read(self: Reader, place: Place, most: int) -> bytes:
+        data = read(self, place, most)
+        if place.name == "a.tar/10.jpg":
+            _tar(lake / "a.tar", after)
+        return data
+
+    plan = _plan(lake, out, Origin(embedder.fingerprint, "embed_image", "False"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Reader, "read", change_and_read)
+        _work(lake, out, embedder, plan=plan)
+    changed = "unreadable: the tar file has changed since it was listed"
+    assert _errors(out) == {f"a.tar/{name}": changed for name in before}
+    _assert_embedded(out, embedder, images)
+    _work(lake, out, embedder)  # lists it once more, but what has failed waits for `--retry-failed`
+    _assert_embedded(out, embedder, images | {"a.tar/13.jpg": after["13.jpg"]})
+    _work(lake, out, embedder, again=True)
+    assert _errors(out) == {"a.tar/12.jpg": changed}
+    _assert_embedded(out, embedder, images | {f"a.tar/{name}": data for name, data in after.items()})
+    later = _plan(lake, out, Origin(embedder.fingerprint, "embed_image", "False"))
+    assert later.chunks[:-1] == plan.chunks and later.chunks[-1].images == 1
+
+
+def test_a_plan_of_an_earlier_version_goes_on(lake: Path, out: Folder, embedder: Embedder) -> None:
+    images = {str(path.relative_to(lake)): path.read_bytes() for path in lake.rglob("*.jpg")}
+    plan = _plan(lake, out, Origin(embedder.fingerprint, "embed_image", "False"))
+    (path,) = Path(out.path, "_plan").iterdir()
+    names = pq.read_table(path, columns=["name"])
+    pq.write_table(names.cast(pa.schema({"name": pa.binary()}, names.schema.metadata)), path, row_group_size=4)
+    _tar(lake / "a.tar", {"10.jpg": _drawing(10)})
+    _work(lake, out, embedder)
+    _assert_embedded(out, embedder, images | {"a.tar/10.jpg": _drawing(10)})
+    assert set(out.tables()) == {*(chunk.part for chunk in plan.chunks), "0001-000000.parquet"}
 
 
 def test_embeddings_have_norm_1_where_the_settings_say_so(lake: Path, out: Folder, embedder: Embedder) -> None:

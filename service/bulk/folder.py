@@ -1,26 +1,43 @@
-"""A folder of this machine or of an object store, by one interface: list images, read files, keep Parquet.
+"""A folder of this machine or of an object store, by one interface: list images, read them, keep Parquet.
 
-Comes in: a path, or a URI that Arrow knows (`s3://`, `gs://`, `abfs://`, `hdfs://`, `file://`). Goes out: names, bytes
+Comes in: a path, or a URI that Arrow knows (`s3://`, `gs://`, `abfs://`, `hdfs://`, `file://`). Goes out: places, bytes
 and tables. It must not know what is in them.
 """
 
 import contextlib
+import errno
+import io
 import os
+import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
 from service.client.locks import locked
-from service.client.sources import SUFFIXES, LeftOut, has_entries, walk
+from service.client.sources import ENDS_WITHIN, SUFFIXES, TAR, LeftOut, Place, Stamp, has_entries, places_in, walk
 
 # In these, a file appears when it is complete, as an object. Not all of them can move one.
 _OBJECT_STORES = ("s3", "gcs", "abfs")
+# Tar files that are listed at a time, and images of one that wait until those of the others are taken.
+_LISTED = 32
+_SLICE = 100
+# What is read of a tar file at a time to list it: the next header, and small files between two images. An object store
+# sends more in the time that it takes to answer.
+_HEADER_BYTES = 2**14
+_HEADER_BYTES_OF_A_STORE = 2**18
+# Tar files that stay open to be read. A batch's images are mostly in one or two.
+_OPEN = 16
+
+_Listing = tuple[Iterator[Place], LeftOut]
 
 
 @dataclass(frozen=True)
@@ -63,21 +80,69 @@ class Folder:
         except OSError:
             return False
 
-    def images(self, left_out: LeftOut) -> Iterator[str]:
-        """Names of all images below, relative to the folder; `left_out` gets to know what else is there.
+    def images(self, left_out: LeftOut) -> Iterator[Place]:
+        """All images below, by names relative to the folder; `left_out` gets to know what else is there.
 
         Raises:
             OSError: an object store cannot be listed.
         """
-        if self.is_local:
-            # As the client: a link is no folder, and names are bytes.
-            yield from walk(self.path, SUFFIXES, left_out)
-            return
+        tars = []
+        # On this machine as the client: a link is no folder, and names are bytes.
+        suffixes = (*SUFFIXES, TAR)
+        names = walk(self.path, suffixes, left_out) if self.is_local else self._walk(suffixes, left_out)
+        for name in names:
+            if name.lower().endswith(TAR):
+                tars.append(name)
+            else:
+                yield Place(name, name)
+        yield from self._in_tars(tars, left_out)
+
+    def _walk(self, suffixes: tuple[str, ...], left_out: LeftOut) -> Iterator[str]:
         for info in self.filesystem.get_file_info(pa.fs.FileSelector(self.path, recursive=True)):
-            if info.is_file and info.path.lower().endswith(SUFFIXES):
+            if info.is_file and info.path.lower().endswith(suffixes):
                 yield info.path[len(self.path) + 1 :]
             elif info.is_file:
                 left_out.count(info.base_name)
+
+    def _in_tars(self, names: Iterable[str], left_out: LeftOut) -> Iterator[Place]:
+        """What tar files hold, many listed at a time and each by slices: a store answers late, and some hold much."""
+        listings = map(self._in_tar, names)
+        with ThreadPoolExecutor(_LISTED, thread_name_prefix="list") as threads:
+
+            def go_on(listing: _Listing) -> tuple[_Listing, Future[list[Place]]]:
+                return listing, threads.submit(lambda: list(islice(listing[0], _SLICE)))
+
+            under_way = deque(map(go_on, islice(listings, _LISTED)))
+            while under_way:
+                listing, found = under_way.popleft()
+                if found.result():
+                    under_way.append(go_on(listing))
+                    yield from found.result()
+                else:
+                    left_out.add(listing[1])
+                    under_way.extend(map(go_on, islice(listings, 1)))
+
+    def _in_tar(self, name: str) -> "_Listing":
+        told = LeftOut()  # its own, as threads cannot count together
+        return places_in(name, f"{self.path}/{name}", self._opened(name), told, set()), told
+
+    @contextlib.contextmanager
+    def _opened(self, name: str) -> Iterator[tuple[BinaryIO, Stamp]]:
+        stamp = self.stamp(name)  # first, or it could be of what comes after what is read
+        with self.filesystem.open_input_file(f"{self.path}/{name}") as file:
+            size = _HEADER_BYTES if self.is_local else _HEADER_BYTES_OF_A_STORE
+            yield cast(BinaryIO, io.BufferedReader(file, size)), stamp
+
+    def stamp(self, name: str) -> Stamp:
+        """What differs when a file has been written anew: its size in bytes, and its time in nanoseconds.
+
+        Raises:
+            OSError, ValueError: it is not there, or nobody can tell.
+        """
+        info = self.filesystem.get_file_info(f"{self.path}/{name}")
+        if not info.is_file:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return info.size, info.mtime_ns
 
     def names(self, start: str = "") -> list[str]:
         """Names of the files right in the folder that start so, in order; none where there is no folder.
@@ -106,16 +171,6 @@ class Folder:
         """Have no files right in the folder; raises OSError."""
         for name in self.names():
             self.remove(name)
-
-    def read(self, name: str, most: int) -> bytes:
-        """A file's first bytes, at most so many.
-
-        Raises:
-            OSError, ValueError: it cannot be read, or has a name that Arrow does not take.
-        """
-        with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
-            data: bytes = stream.read(most)
-            return data
 
     def open_table(self, name: str) -> pq.ParquetFile:
         """A Parquet file whose footer has been read.
@@ -167,6 +222,52 @@ class Folder:
         self.filesystem.create_dir(self.path, recursive=True)
         with locked(Path(self.path, ".lock"), self.path) if self.is_local else contextlib.nullcontext():
             yield
+
+
+class Reader:
+    """Reads a folder's images for many threads. The latest tar files stay open: opening asks a store."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._tars: dict[str, _Tar] = {}
+        self._lock = threading.Lock()
+
+    def read(self, place: Place, most: int) -> bytes:
+        """An image's first bytes, at most so many.
+
+        Raises:
+            OSError, ValueError: it cannot be read, or has a name that Arrow does not take.
+        """
+        if place.size is not None:
+            return self._tar(place.file).read(place.offset, min(place.size, most))
+        with self._folder.filesystem.open_input_stream(f"{self._folder.path}/{place.file}") as stream:
+            data: bytes = stream.read(most)
+            return data
+
+    def _tar(self, name: str) -> "_Tar":
+        with self._lock:
+            tar = self._tars.setdefault(name, _Tar(self._folder, name))
+            if len(self._tars) > _OPEN:
+                del self._tars[next(iter(self._tars))]  # closed by Arrow when its last reader is done
+            return tar
+
+
+class _Tar:
+    """A tar file that is opened at the first read."""
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        self._folder, self._name = folder, name
+        self._file: pa.NativeFile | None = None
+        self._lock = threading.Lock()
+
+    def read(self, offset: int, size: int) -> bytes:
+        with self._lock:
+            if self._file is None:
+                self._file = self._folder.filesystem.open_input_file(f"{self._folder.path}/{self._name}")
+        data: bytes = self._file.read_at(size, offset)  # as many threads as like to
+        if len(data) < size:
+            raise OSError(ENDS_WITHIN)
+        return data
 
 
 def _keep(path: str) -> None:

@@ -1,25 +1,43 @@
 """Which image goes into which part: written down before the work begins, and the same however often it is begun anew.
 
-Comes in: the names of images. Goes out: chunks, each of which becomes one part, and how far they are. It must not know
-how a chunk is embedded.
+Comes in: images, by where they are. Goes out: chunks, each of which becomes one part, and how far they are. It must not
+know how a chunk is embedded.
 
 A plan is a Parquet file of names in `OUT/_plan`, and each of its row groups is a chunk. A chunk's part has its name by
 the plan and the row group, so whoever embeds a chunk once more writes the same rows into the same place: a row is there
 once, although its image may have been embedded twice. Images that join the source later become a plan of their own.
+
+Of images in tar files it holds also where their bytes are, and the stamp of the tar file for which that is so. When the
+next run finds the tar file written anew, it corrects that; names and chunks stay as they are.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from itertools import islice
 from typing import NamedTuple
 
 import pyarrow as pa
 
 from service.bulk.folder import Folder, metadata_of
 from service.client.rows import Origin
+from service.client.sources import Place, Stamp
 
 _PLANS = "_plan"
 _SOURCE = "source"
+# Whole files have only a name, and plans of earlier versions only such. Large, or Arrow could not sort over 2 GiB.
+_COLUMNS = pa.schema(
+    {
+        "name": pa.large_binary(),
+        "file": pa.large_binary(),
+        "offset": pa.int64(),
+        "size": pa.int64(),
+        "file_size": pa.int64(),
+        "file_time": pa.int64(),
+    }
+)
+_BATCH = 2**14  # images that are in memory as more than a row of a table
 _READERS = 32  # an answer of an object store takes its time, but many can be asked for
 
 
@@ -56,16 +74,15 @@ class Plan:
         self._metadata = {_SOURCE: source, **asdict(origin)}
         self.chunks = [chunk for name in self._folder.tables() for chunk in self._read(name)]
 
-    def extend(self, names: Iterable[str], part_rows: int) -> int:
-        """Plan the images that are in no plan so far, so many a part; the number of all `names`, each once."""
-        known = {name for plan in self._folder.tables() for name in self._names(plan)}
-        found = set(map(_encoded, names))
-        if new := sorted(found - known):
-            name = f"{len(self._folder.tables()):04d}.parquet"
-            schema = pa.schema({"name": pa.binary()}, metadata=self._metadata)
-            self._folder.write_table(name, pa.table([new], schema=schema), row_group_size=part_rows)
-            self.chunks += self._read(name)
-        return len(found)
+    def extend(self, places: Iterable[Place], part_rows: int) -> int:
+        """Plan the images that are in no plan so far, so many a part; the number of all `places`."""
+        listed, new, moved = self._compare(places)
+        self._correct(moved)
+        if new:
+            plan = f"{len(self._folder.tables()):04d}.parquet"
+            self._put(plan, new.sort_by("name"), part_rows)  # so a tar file's images are in neighbouring chunks
+            self.chunks += self._read(plan)
+        return listed
 
     def failed(self) -> dict[Chunk, int]:
         """How many images have failed, for each chunk whose part is there and whole."""
@@ -89,16 +106,72 @@ class Plan:
             groups = plan.metadata.num_row_groups
             return [Chunk(name, group, plan.metadata.row_group(group).num_rows) for group in range(groups)]
 
-    def _names(self, plan: str) -> Iterator[bytes]:
+    def _compare(self, places: Iterable[Place]) -> tuple[int, pa.Table, dict[bytes, Place]]:
+        """How many there are, those that are in no plan, and those whose tar file is another one than planned."""
+        known, stamps = self._known()
+        listed, new, moved = 0, [_COLUMNS.empty_table()], dict[bytes, Place]()
+        rest = iter(places)
+        while batch := {_encoded(place.name): place for place in islice(rest, _BATCH)}:
+            listed += len(batch)
+            new.append(_table([place for name, place in batch.items() if name not in known]))
+            for name, place in batch.items():
+                if name in known and place.stamp and stamps[_encoded(place.file)] - {place.stamp}:
+                    moved[name] = place
+            known.update(batch)
+        return listed, pa.concat_tables(new), moved
+
+    def _known(self) -> tuple[set[bytes], defaultdict[bytes, set[Stamp]]]:
+        """The names of all images that are planned, and of each tar file the stamps that they are planned with."""
+        names, stamps = set[bytes](), defaultdict[bytes, set[Stamp]](set)
+        for plan in self._folder.tables():
+            for group in self._groups(plan):
+                names.update(group["name"].to_pylist())
+                if _COLUMNS.names == group.column_names:
+                    columns = (group[name].to_pylist() for name in ("file", "file_size", "file_time"))
+                    for file, size, time in set(zip(*columns, strict=True)):
+                        stamps[file].add((size, time))
+        return names, stamps
+
+    def _correct(self, moved: Mapping[bytes, Place]) -> None:
+        """Images are elsewhere than is planned; which chunk they are in stays."""
+        for plan in self._folder.tables() if moved else ():
+            groups = [_places(group) for group in self._groups(plan)]
+            if any(_encoded(place.name) in moved for group in groups for place in group):
+                new = [_table([moved.get(_encoded(place.name), place) for place in group]) for group in groups]
+                self._put(plan, pa.concat_tables(new), len(groups[0]))
+
+    def _put(self, plan: str, table: pa.Table, part_rows: int) -> None:
+        self._folder.write_table(plan, table.replace_schema_metadata(self._metadata), row_group_size=part_rows)
+
+    def _groups(self, plan: str) -> Iterator[pa.Table]:
         with self._folder.open_table(plan) as table:
-            for group in range(table.num_row_groups):
-                yield from table.read_row_group(group)["name"].to_pylist()
+            yield from map(table.read_row_group, range(table.num_row_groups))
 
 
-def names_of(out: Folder, chunk: Chunk) -> list[str]:
-    """The names of a chunk's images, as the file system has them."""
+def places_of(out: Folder, chunk: Chunk) -> list[Place]:
+    """Where a chunk's images are, by names as the file system has them."""
     with out.below(_PLANS).open_table(chunk.plan) as plan:
-        return [name.decode(errors="surrogateescape") for name in plan.read_row_group(chunk.group)["name"].to_pylist()]
+        return _places(plan.read_row_group(chunk.group))
+
+
+def _table(places: Sequence[Place]) -> pa.Table:
+    rows = (
+        (_encoded(name), _encoded(file), offset, size, *stamp) if stamp else (_encoded(name), *[None] * 5)
+        for name, file, offset, size, stamp in places
+    )
+    columns = list(zip(*rows, strict=True)) or [()] * len(_COLUMNS)
+    return pa.table(list(map(pa.array, columns, _COLUMNS.types)), schema=_COLUMNS)
+
+
+def _places(table: pa.Table) -> list[Place]:
+    names = [_decoded(name) for name in table["name"].to_pylist()]
+    if table.column_names != _COLUMNS.names:
+        return [Place(name, name) for name in names]
+    others = zip(*(table[name].to_pylist() for name in _COLUMNS.names[1:]), strict=True)
+    return [
+        Place(name, name) if file is None else Place(name, _decoded(file), offset, size, (file_size, file_time))
+        for name, (file, offset, size, file_size, file_time) in zip(names, others, strict=True)
+    ]
 
 
 def count_failed(out: Folder, chunk: Chunk) -> int | None:
@@ -124,6 +197,10 @@ def errors_of(out: Folder, chunks: Sequence[Chunk]) -> dict[str, str]:
 
 def _encoded(name: str) -> bytes:
     return name.encode(errors="surrogateescape")
+
+
+def _decoded(name: bytes) -> str:
+    return name.decode(errors="surrogateescape")
 
 
 def _listed(metadata: Mapping[str, str]) -> str:

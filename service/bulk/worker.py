@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
-from service.bulk.folder import Folder
-from service.bulk.plan import Chunk, count_failed, names_of
+from service.bulk.folder import Folder, Reader
+from service.bulk.plan import Chunk, count_failed, places_of
 from service.bulk.strikes import Strikes
 from service.client.rows import FORMAT, Origin, Row, normalized, schema_of, table_of
-from service.client.sources import id_of
+from service.client.sources import CHANGED, Place, Stamp, id_of
 from service.cores import Cores
 from service.errors import Fault, ServiceFailure
 from service.logs import configure_logging
@@ -74,6 +74,7 @@ class Worker:
         self._schema = schema_of(site.origin, self._embedder.dimension)
         self._strikes = Strikes(site.out)
         self._alone = threading.Lock()
+        self._reader = Reader(site.source)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +86,7 @@ class Worker:
         chunk = Chunk(item["plan"], item["group"], item["images"])
         failed = count_failed(self._site.out, chunk)
         if failed is None:
-            failed = self._write(chunk, self._rows(chunk, names_of(self._site.out, chunk)))
+            failed = self._write(chunk, self._rows(chunk, places_of(self._site.out, chunk)))
         elif failed and item["again"]:
             failed = self._write(chunk, self._rows_again(chunk))
         return {"images": item["to_do"], "failed": failed}
@@ -102,56 +103,77 @@ class Worker:
             table = part.read()
         sound = table.filter(table["error"].is_null())
         there = set(sound["id"].to_pylist())
-        names = [name for name in names_of(self._site.out, chunk) if id_of(name) not in there]
-        return pa.concat_tables([sound, self._rows(chunk, names)])
+        places = [place for place in places_of(self._site.out, chunk) if id_of(place.name) not in there]
+        return pa.concat_tables([sound, self._rows(chunk, places)])
 
-    def _rows(self, chunk: Chunk, names: Sequence[str]) -> pa.Table:
+    def _rows(self, chunk: Chunk, places: Sequence[Place]) -> pa.Table:
         suspect = self._strikes.begin(chunk) >= _STRIKES
-        rows = self._one_by_one(chunk, names) if suspect else self._in_batches(names)
-        return table_of(list(rows), self._schema)
+        rows = list(self._one_by_one(chunk, places) if suspect else self._in_batches(places))
+        return table_of(list(self._unless_changed(places, rows)), self._schema)
 
-    def _one_by_one(self, chunk: Chunk, names: Sequence[str]) -> Iterator[Row]:
+    def _unless_changed(self, places: Sequence[Place], rows: Sequence[Row]) -> Iterator[Row]:
+        """Asked when all is read: no embedding of what a tar file that has changed may have held elsewhere."""
+        tars = sorted({place.file for place in places if place.stamp})
+        stamps = dict(zip(tars, self._readers.map(self._stamp, tars), strict=True))
+        for place, row in zip(places, rows, strict=True):
+            stamp = stamps[place.file] if place.stamp else None
+            if stamp == place.stamp:
+                yield row
+            else:
+                yield Row(row.id, None, f"unreadable: {stamp if isinstance(stamp, str) else CHANGED}")
+
+    def _one_by_one(self, chunk: Chunk, places: Sequence[Place]) -> Iterator[Row]:
         """Of all suspects one image at a time, so that it is known which one a worker dies of."""
         deaths = self._strikes.deaths(chunk)
-        for number, name in enumerate(names):
+        for number, place in enumerate(places):
             if deaths[number] >= _DEATHS:
-                yield Row(id_of(name), None, f"worker_died: {_DEATHS} times, the process ended at this image")
+                yield Row(id_of(place.name), None, f"worker_died: {_DEATHS} times, the process ended at this image")
                 continue
             with self._alone, self._strikes.image(chunk, number, deaths[number]):
-                rows = list(self._embed([name], [self._read(name)]))
+                rows = list(self._embed([place], [self._read(place)]))
             yield from rows
 
-    def _in_batches(self, names: Sequence[str]) -> Iterator[Row]:
+    def _in_batches(self, places: Sequence[Place]) -> Iterator[Row]:
         """A batch is read while the one before it is embedded."""
         size = self._settings.max_batch_size
-        batches = [names[start : start + size] for start in range(0, len(names), size)]
+        batches = [places[start : start + size] for start in range(0, len(places), size)]
         reading = self._read_all(batches[0])
         for batch, following in zip(batches, [*batches[1:], []], strict=True):
             images = [image.result() for image in reading]
             reading = self._read_all(following)
             yield from self._embed(batch, images)
 
-    def _read_all(self, names: Sequence[str]) -> list[Future[bytes | str]]:
-        return [self._readers.submit(self._read, name) for name in names]
+    def _read_all(self, places: Sequence[Place]) -> list[Future[bytes | str]]:
+        return [self._readers.submit(self._read, place) for place in places]
 
-    def _read(self, name: str) -> bytes | str:
-        """A file's bytes, or the error that there are none. One byte too many is enough to be refused.
+    def _read(self, place: Place) -> bytes | str:
+        """An image's bytes, or the error that there are none. One byte too many is enough to be refused.
 
         Raises:
             ServiceFailure: the whole source cannot be read from here any more.
         """
         try:
-            return self._site.source.read(name, self._settings.max_image_bytes + 1)
+            return self._reader.read(place, self._settings.max_image_bytes + 1)
         except (OSError, ValueError) as error:
-            number = getattr(error, "errno", None)
-            reason = os.strerror(number) if number else " ".join(str(error).split())
-            if not self._site.source.is_there():
-                raise ServiceFailure(f"{self._site.source.path} is out of reach, or empty: {reason}") from error
-            return f"unreadable: {reason}"
+            return f"unreadable: {self._reason(error)}"
 
-    def _embed(self, names: Sequence[str], images: Sequence[bytes | str]) -> Iterator[Row]:
+    def _stamp(self, tar: str) -> Stamp | str:
+        """A tar file's stamp, or the error that there is none; raises as `_read`."""
+        try:
+            return self._site.source.stamp(tar)
+        except (OSError, ValueError) as error:
+            return self._reason(error)
+
+    def _reason(self, error: OSError | ValueError) -> str:
+        number = getattr(error, "errno", None)
+        reason = os.strerror(number) if number else " ".join(str(error).split())
+        if not self._site.source.is_there():
+            raise ServiceFailure(f"{self._site.source.path} is out of reach, or empty: {reason}") from error
+        return reason
+
+    def _embed(self, places: Sequence[Place], images: Sequence[bytes | str]) -> Iterator[Row]:
         outcomes = iter(self._embedder.embed([image for image in images if isinstance(image, bytes)]))
-        for name, image in zip(names, images, strict=True):
+        for (name, *_), image in zip(places, images, strict=True):
             outcome = image if isinstance(image, str) else next(outcomes)
             if isinstance(outcome, str | Fault):
                 yield Row(id_of(name), None, str(outcome))

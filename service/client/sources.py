@@ -17,6 +17,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -27,7 +28,7 @@ from service.client.tars import members_of
 
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
 SUFFIXES = (*_JPEG, ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif")
-_TAR = ".tar"
+TAR = ".tar"
 # Of files that are left out, the most frequent.
 _KINDS = 5
 # What a file's own name, kind or rights lead to, and not the disk or the network that it is on.
@@ -45,6 +46,11 @@ _LINE_ENDS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 # Where a link leads that is broken, runs in a circle, or ends in a folder where nobody may look.
 _NOTHING = 0
 
+# What differs when a tar file has been written anew: its size in bytes, and its time in nanoseconds.
+Stamp = tuple[int, int]
+CHANGED = "the tar file has changed since it was listed"
+ENDS_WITHIN = "the tar file ends within it"
+
 
 class NotListed(Exception):
     """The source cannot be listed to its end, or not be read any more. `str(error)` is its name, and why."""
@@ -61,7 +67,7 @@ class Place(NamedTuple):
     file: str
     offset: int = 0
     size: int | None = None
-    stamp: tuple[int, int] | None = None
+    stamp: Stamp | None = None
 
 
 class Image(NamedTuple):
@@ -90,6 +96,14 @@ class LeftOut:
     links: int = 0
     no_files: int = 0
     others: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: "LeftOut") -> None:
+        """What another one tells, too."""
+        self.unlisted += other.unlisted
+        self.repeated += other.repeated
+        self.links += other.links
+        self.no_files += other.no_files
+        self.others += other.others
 
     def count(self, name: str) -> None:
         """A file of another name."""
@@ -199,10 +213,6 @@ class Images:
             self._places.put(None)
 
     def _is_to_embed(self, image_id: str) -> bool:
-        """Whether it is listed for the first time, and not known."""
-        if image_id in self._seen:
-            return False
-        self._seen.add(image_id)
         if image_id not in self._known:
             return True
         self._known.remove(image_id)  # one name an image in memory is enough
@@ -210,42 +220,16 @@ class Images:
         return False
 
     def _listed(self) -> Iterator[Place]:
+        """Each image and each tar file once."""
         for name in self._names():
-            if not name.lower().endswith(_TAR):
+            if id_of(name) in self._seen:
+                continue
+            self._seen.add(id_of(name))
+            if name.lower().endswith(TAR):
+                path = os.path.join(self._folder, name)
+                yield from places_in(name, path, _opened(path), self.left_out, self._seen)
+            else:
                 yield Place(name, name)
-            elif id_of(name) not in self._seen:
-                self._seen.add(id_of(name))
-                yield from self._listed_in_tar(name)
-
-    def _listed_in_tar(self, name: str) -> Iterator[Place]:
-        path = os.path.join(self._folder, name)
-        try:
-            with _opened(path) as file:
-                stamp = _stamp(file)
-                for member in members_of(file):
-                    # Some are absolute (`tar -P`), and then of the same name in each of several tar files.
-                    member_name = f"{name}/{member.name.removeprefix('./').lstrip('/')}"
-                    if self._is_readable(member, member_name):
-                        yield Place(member_name, name, member.offset_data, member.size, stamp)
-        except (OSError, ValueError) as error:
-            self.left_out.unlisted.append(f"{id_of(path)}: {_reason(error)}")
-
-    def _is_readable(self, member: TarInfo, name: str) -> bool:
-        """Whether a tar file's member is an image whose bytes lie in one piece, and the first one of its name."""
-        if member.islnk() or member.issym():
-            self.left_out.links += 1
-        elif not member.isreg():
-            self.left_out.no_files += not member.isdir()
-        elif not name.lower().endswith(SUFFIXES):
-            self.left_out.count(name)
-        elif member.issparse():
-            where = id_of(os.path.join(self._folder, name))
-            self.left_out.unlisted.append(f"{where}: stored with holes (tar -S), which is not read")
-        elif id_of(name) in self._seen:
-            self.left_out.repeated += 1
-        else:
-            return True
-        return False
 
     def _names(self) -> Iterator[str]:
         if self._source == "-" and sys.stdin is None:
@@ -255,11 +239,50 @@ class Images:
             with open(sys.stdin.fileno(), errors="surrogateescape", newline="\n", closefd=False) as lines:
                 yield from filter(None, (line.rstrip("\r\n") for line in lines))
         elif self._folder:
-            yield from walk(self._folder, (*SUFFIXES, _TAR), self.left_out)
+            yield from walk(self._folder, (*SUFFIXES, TAR), self.left_out)
         else:
             if not glob.has_magic(self._source):
                 os.lstat(self._source)  # raises where nothing is, which a pattern just does not match
             yield from (name for name in glob.iglob(self._source, recursive=True) if not os.path.isdir(name))
+
+
+def places_in(
+    name: str, path: str, opened: AbstractContextManager[tuple[BinaryIO, Stamp]], left_out: LeftOut, seen: set[str]
+) -> Iterator[Place]:
+    """The images in a tar file called `name`, but for ids that are `seen`, which gets theirs.
+
+    Where it cannot be read any further, `left_out` is told so by its `path`. It is `opened` and closed here.
+    """
+    try:
+        with opened as (file, stamp):
+            for member in members_of(file):
+                # Some are absolute (`tar -P`), and then of the same name in each of several tar files.
+                below = member.name.removeprefix("./").lstrip("/")
+                if not _is_readable(member, f"{path}/{below}", left_out):
+                    continue
+                place = Place(f"{name}/{below}", name, member.offset_data, member.size, stamp)
+                if (image_id := id_of(place.name)) in seen:
+                    left_out.repeated += 1
+                else:
+                    seen.add(image_id)
+                    yield place
+    except (OSError, ValueError) as error:
+        left_out.unlisted.append(f"{id_of(path)}: {_reason(error)}")
+
+
+def _is_readable(member: TarInfo, path: str, left_out: LeftOut) -> bool:
+    """Whether a tar file's member is an image whose bytes lie in one piece."""
+    if member.islnk() or member.issym():
+        left_out.links += 1
+    elif not member.isreg():
+        left_out.no_files += not member.isdir()
+    elif not path.lower().endswith(SUFFIXES):
+        left_out.count(path)
+    elif member.issparse():
+        left_out.unlisted.append(f"{id_of(path)}: stored with holes (tar -S), which is not read")
+    else:
+        return True
+    return False
 
 
 def walk(folder: str, suffixes: tuple[str, ...], left_out: LeftOut, below: str = "") -> Iterator[str]:
@@ -312,41 +335,36 @@ def folder_of(source: str) -> str:
     return source if source != "-" and os.path.isdir(source) else ""
 
 
-def _reason(error: Exception) -> object:
-    """What an exception says, without the number and the name that an OSError puts around it."""
-    return getattr(error, "strerror", None) or error
+def _reason(error: Exception) -> str:
+    """What an exception says in one line, without the number and the name that an OSError puts around it."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split())
 
 
 def _parent(path: str) -> str:
     return os.path.dirname(path) or os.curdir
 
 
-def _stamp(file: BinaryIO) -> tuple[int, int]:
-    """What differs when a file has been written anew: its size in bytes, and its time in nanoseconds."""
-    status = os.fstat(file.fileno())
-    return status.st_size, status.st_mtime_ns
-
-
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[BinaryIO]:
+def _opened(path: str) -> Iterator[tuple[BinaryIO, Stamp]]:
     """A file to read. Whoever opens a pipe would wait for somebody to write to it."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "it is no regular file")
-        yield file
+        yield file, (status.st_size, status.st_mtime_ns)
 
 
 def _read(path: str, place: Place, most: int) -> bytes:
     """So many bytes of an image at most."""
     size = most if place.size is None else min(place.size, most)
-    with _opened(path) as file:
-        if place.stamp not in (None, _stamp(file)):
-            raise OSError(errno.EINVAL, "the tar file has changed since it was listed")
+    with _opened(path) as (file, stamp):
+        if place.stamp not in (None, stamp):
+            raise OSError(errno.EINVAL, CHANGED)
         file.seek(place.offset)
         data = file.read(size)
     if place.size is not None and len(data) < size:
-        raise OSError(errno.EINVAL, "the tar file ends within it")
+        raise OSError(errno.EINVAL, ENDS_WITHIN)
     return data
 
 

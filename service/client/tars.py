@@ -4,6 +4,7 @@ Comes in: an open file. Goes out: its members. It must not know what they are fo
 """
 
 import errno
+import sys
 import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -19,6 +20,8 @@ def members_of(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # or they are all kept in memory
+                if not 0 <= member.size <= sys.maxsize - member.offset_data:
+                    raise tarfile.ReadError(f"a member of {member.size} bytes")
                 yield member
             file.seek(tar.offset)
             # Where tarfile cannot read on, it takes that for the end; only zeros are.

@@ -7,6 +7,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import tarfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -31,15 +32,20 @@ DRAWINGS = int(os.environ.get("BULK_DRAWINGS", "600"))
 PARTS = 30
 FAULTY = {"empty.jpg": "empty_input", "gone.png": "unreadable", "sub/text.webp": "unsupported_format"}
 LATE = 5
+SHARD = "shard.tar"
 
 
 @pytest.fixture
 def lake(tmp_path: Path) -> Path:
-    """A folder of drawings in folders, and of what cannot be embedded."""
+    """A folder of drawings in folders and in a tar file, and of what cannot be embedded."""
     folder = tmp_path / "lake"
     (folder / "sub").mkdir(parents=True)
     for number in range(DRAWINGS):
         _draw(folder / f"{'sub/' if number % 2 else ''}{number}.jpg", number)
+    with tarfile.open(folder / "sub" / SHARD, "w") as shard:
+        for path in sorted((folder / "sub").glob("*5.jpg")):
+            shard.add(path, path.name)
+            path.unlink()
     (folder / "empty.jpg").touch()
     (folder / "gone.png").symlink_to("nowhere")
     (folder / "sub" / "text.webp").write_text("no image")
@@ -120,7 +126,11 @@ def _check_rows(lake: Path, out: Path) -> None:
     rows = {row["id"]: row["error"] for row in table.select(["id", "error"]).to_pylist()}
     assert max(Counter(table["id"].to_pylist()).values()) == 1
     assert {name: error.partition(":")[0] for name, error in rows.items() if error} == FAULTY
-    names = sorted(str(path.relative_to(lake)) for path in lake.rglob("*.jpg") if path.stat().st_size)
+    images = {str(path.relative_to(lake)): path.read_bytes() for path in lake.rglob("*.jpg") if path.stat().st_size}
+    with tarfile.open(lake / "sub" / SHARD) as shard:
+        for member in shard:
+            images[f"sub/{SHARD}/{member.name}"] = shard.extractfile(member).read()  # type: ignore[union-attr]
+    names = sorted(images)
     assert len(names) == DRAWINGS + LATE and rows.keys() == {*names, *FAULTY}
     embedder = Embedder(load_settings(["--dtype", "float32"]), Cores())
     assert table.schema.metadata[b"fingerprint"].decode() == embedder.fingerprint
@@ -130,7 +140,7 @@ def _check_rows(lake: Path, out: Path) -> None:
     expected = [
         outcome
         for start in range(0, len(names), 60)
-        for outcome in embedder.embed([(lake / name).read_bytes() for name in names[start : start + 60]])
+        for outcome in embedder.embed([images[name] for name in names[start : start + 60]])
         if isinstance(outcome, np.ndarray)
     ]
     print(f"the pipeline alone, one batch at a time: {len(names) / (time.monotonic() - started):.0f} images/s")
