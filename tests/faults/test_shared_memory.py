@@ -32,9 +32,8 @@ def test_batches_that_do_not_fit_are_no_failure_of_the_service(tmp_path: Path) -
             outcomes[response.json()["error"][:47] if response.status_code == 500 else str(response.status_code)] += 1
 
         with ThreadPoolExecutor(IN_FLIGHT) as clients:
-            list(clients.map(send, range(20 * IN_FLIGHT)))
+            list(clients.map(send, range(12 * IN_FLIGHT)))
         assert outcomes.keys() == {"200", "Failed to increase the shared memory pool size "}
         wait_for(running.is_ready)
         assert post_raw(running, small).status_code == 200
         assert "embed_triton_restarts_total 0.0" in running.metrics()
-        assert running.stop() == 0

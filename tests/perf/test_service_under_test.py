@@ -5,6 +5,7 @@ import subprocess
 import psutil
 
 from perf.service_under_test import Service
+from tests.integration.service_process import wait_for
 
 
 def test_a_paused_service_stands_still_with_all_its_processes() -> None:
@@ -14,7 +15,7 @@ def test_a_paused_service_stands_still_with_all_its_processes() -> None:
         assert process.stdout is not None and process.stdout.readline()
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children()]
         with service.paused():
-            assert [each.status() for each in family] == [psutil.STATUS_STOPPED] * 2
-        assert psutil.STATUS_STOPPED not in [each.status() for each in family]
+            wait_for(lambda: [each.status() for each in family] == [psutil.STATUS_STOPPED] * 2)
+        wait_for(lambda: psutil.STATUS_STOPPED not in [each.status() for each in family])
         for each in family:
             each.kill()
