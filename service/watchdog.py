@@ -23,8 +23,9 @@ _MOST_FAILURES = 2
 _STAGE_SECONDS = 20.0
 _STAGE_TIMES = 5.0
 _LIVE_SECONDS = 2.0
-# Between two looks, beyond what one may take: the process has been frozen, as by a container's pause.
-_FROZEN_SECONDS = 10.0
+# Between two looks, beyond what one may take: the process has been frozen, as by a container's pause. A canary that was
+# under way waits for five, and would be taken for lost.
+_FROZEN_SECONDS = 4.0
 _MODEL = "embed_image"
 _MOST_UNANSWERED = 3
 

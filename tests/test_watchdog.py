@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from service import canary as canary_room
 from service import watchdog as room
 from service.errors import ServiceFailure
 from service.metrics import Metrics
@@ -147,8 +148,9 @@ def test_a_canary_that_does_not_come_back_is_a_failure(parts: Parts, answers: tu
         _look(_watchdog(parts), threading.Event())
 
 
-def test_the_time_in_which_the_process_was_frozen_is_nobodys_failure(parts: Parts) -> None:
-    """As by a container's pause: clocks go on."""
+@pytest.mark.parametrize("seconds", [canary_room._SECONDS, 3600.0])
+def test_the_time_in_which_the_process_was_frozen_is_nobodys_failure(parts: Parts, seconds: float) -> None:
+    """As by a container's pause: clocks go on, and a canary under way is over its time."""
     sent, thawed = threading.Event(), threading.Event()
 
     def send() -> Any:
@@ -159,7 +161,7 @@ def test_the_time_in_which_the_process_was_frozen_is_nobodys_failure(parts: Part
     parts.canary.send = send
     watchdog = _watchdog(parts)
     _look(watchdog, sent)
-    watchdog._looked_at -= 3600
+    watchdog._looked_at -= seconds
     parts.metrics.longest_stage = lambda: 3600.0  # type: ignore[method-assign]
     watchdog.look()
     thawed.set()
