@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -117,18 +117,6 @@ class Service:
         self._wait_for_the_end_of(others)
         self._process.wait()
         self._folder.cleanup()
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Let it stand still: even idle, it sends itself images, which take their time of the device."""
-        family = self._family()
-        try:
-            for each in family:
-                each.suspend()
-            yield
-        finally:
-            for each in family:
-                each.resume()
 
     def target(self, protocol: str) -> Target:
         """`embed_image` by the given protocol."""

@@ -54,7 +54,7 @@ def _efficiency(bench: Bench, checkpoint: Checkpoint) -> Findings:
 
     rooms = Rooms(checkpoint, bench.device)
     with bench.service(*checkpoint.arguments) as service:
-        alone = _beside(service, encoder_alone(rooms, batch, bench.seconds))
+        alone = _beside(service, encoder_alone(rooms, batch, bench.seconds), _shared_cores(bench))
         served: Sides = {name: partial(end_to_end, protocol) for name, protocol in _PROTOCOLS.items()}
         samples = bench.alternate(f"efficiency, {checkpoint.name}", {**served, **alone})
     way = _best(samples, alone)
@@ -83,13 +83,12 @@ def overhead(bench: Bench) -> Findings:
             results[name].append(bench.load(service.target(_PROTOCOLS[name]), IN_FLIGHT))
             return results[name][-1].images_per_second
 
-        loops = _beside(service, bare_loops(rooms, images.workload(), IN_FLIGHT, bench.seconds))
+        loops = bare_loops(rooms, images.workload(), IN_FLIGHT, bench.seconds)
+        loops = _beside(service, loops, _shared_cores(bench))
         served: Sides = {name: partial(end_to_end, name) for name in _PROTOCOLS}
         samples = bench.alternate("overhead", {**served, **loops})
     way = _best(samples, loops)
-    # On a GPU the client takes nothing that the encoder needs.
-    cores = machine.cores() if bench.device.type == "cpu" else math.inf
-    figures = [_overhead_figure(name, results[name], samples[way], cores) for name in _PROTOCOLS]
+    figures = [_overhead_figure(name, results[name], samples[way], _shared_cores(bench)) for name in _PROTOCOLS]
     raw = [Figure(f"{name}, with the client", "ratio", samples[name], samples[way]) for name in _PROTOCOLS]
     return Findings(figures + raw, notes=[f"The better bare loop: {way}."])
 
@@ -106,8 +105,7 @@ def alone(bench: Bench) -> Findings:
     rooms = Rooms(DEMO, bench.device)
     with bench.service(*DEMO.arguments) as service:
         served: Sides = {name: partial(_latency_ms, bench, service, protocol) for name, protocol in _PROTOCOLS.items()}
-        work = _beside(service, {"in process": partial(_least_work_ms, rooms, bench.seconds)})
-        samples = bench.alternate("alone", {**served, **work})
+        samples = bench.alternate("alone", {**served, "in process": partial(_least_work_ms, rooms, bench.seconds)})
     in_process = samples["in process"]
     return Findings(
         [
@@ -125,14 +123,21 @@ def alone(bench: Bench) -> Findings:
     )
 
 
-def _beside(service: Service, sides: Sides) -> Sides:
-    """The same measurements, while the service stands still."""
+def _beside(service: Service, sides: Sides, cores: float) -> Sides:
+    """The same rates, as they were if the idle service, which sends itself images, took nothing of these cores."""
 
     def measured(measure: Callable[[], float]) -> float:
-        with service.paused():
-            return measure()
+        began, before = time.perf_counter(), sum(service.cpu_seconds())
+        rate = measure()
+        taken = (sum(service.cpu_seconds()) - before) / (time.perf_counter() - began)
+        return discounted(rate, taken, cores)
 
     return {name: partial(measured, measure) for name, measure in sides.items()}
+
+
+def _shared_cores(bench: Bench) -> float:
+    """The cores for which this process and the service compete; on a GPU nobody takes what the encoder needs."""
+    return machine.cores() if bench.device.type == "cpu" else math.inf
 
 
 def _latency_ms(bench: Bench, service: Service, protocol: str) -> float:
