@@ -19,7 +19,7 @@ from perf.service_under_test import Service
 from service.encoder import Encoder, resolve_dtype
 
 IN_FLIGHT = 60
-# How each side of a ratio is measured, by its name.
+# How each side of a ratio is measured, in images a second, by its name.
 Sides = dict[str, Callable[[], float]]
 _PROTOCOLS = {"raw HTTP": "kserve-http", "gRPC": "kserve-grpc"}
 
@@ -104,8 +104,8 @@ def alone(bench: Bench) -> Findings:
     """The embedded checkpoint, one request at a time."""
     rooms = Rooms(DEMO, bench.device)
     with bench.service(*DEMO.arguments) as service:
-        served: Sides = {name: partial(_latency_ms, bench, service, protocol) for name, protocol in _PROTOCOLS.items()}
-        samples = bench.alternate("alone", {**served, "in process": partial(_least_work_ms, rooms, bench.seconds)})
+        sides = {name: partial(_latency_ms, bench, service, protocol) for name, protocol in _PROTOCOLS.items()}
+        samples = bench.alternate("alone", {**sides, "in process": partial(_least_work_ms, rooms, bench.seconds)})
     in_process = samples["in process"]
     return Findings(
         [
