@@ -27,6 +27,8 @@ _LIVE_SECONDS = 2.0
 # under way waits for five, and would be taken for lost.
 _FROZEN_SECONDS = 4.0
 _MODEL = "embed_image"
+# Without a batch, and with none in the works: nobody's turn comes any more.
+_STILL_SECONDS = 4.0
 _MOST_UNANSWERED = 3
 
 
@@ -57,7 +59,7 @@ class Watchdog:
         self._canary_answer: Future[Answer] | None = None
         self._canary_at = time.monotonic()
         self._canary_sent_at = 0.0
-        self._batches_before = 0
+        self._batches, self._moved_at = 0, -math.inf
         self._canary_pause = canary_pause(image_seconds)
         self._refusals = 0
 
@@ -74,6 +76,7 @@ class Watchdog:
         self._triton.check_alive()
         self._check_front_end()
         self._check_encoders()
+        self._note_batches()
         self._check_canary()
         self._looked_at = time.monotonic()
 
@@ -93,6 +96,12 @@ class Watchdog:
         if min(self._metrics.longest_stage(), time.monotonic() - self._awake_since) > self._stage_seconds:
             raise ServiceFailure(f"a decode or encode has not ended after {self._stage_seconds:.0f} s")
 
+    def _note_batches(self) -> None:
+        """When one has last reached a lane. Those of the other model say nothing: a heartbeat is among them."""
+        batches = self._triton.batches(_MODEL)
+        if batches != self._batches:
+            self._batches, self._moved_at = batches, time.monotonic()
+
     def _check_canary(self) -> None:
         """Send one after the other; each is judged when its answer is there, or the time for one is over."""
         if self._canary_answer is not None:
@@ -100,7 +109,7 @@ class Watchdog:
                 answer, self._canary_answer = self._canary_answer, None
                 self._judge(answer)
         elif time.monotonic() > self._canary_at:
-            self._canary_sent_at, self._batches_before = time.monotonic(), self._triton.batches(_MODEL)
+            self._canary_sent_at = time.monotonic()
             self._canary_answer = self._canary_sender.submit(self._canary.send)
 
     def _judge(self, answer: Future[Answer]) -> None:
@@ -108,9 +117,8 @@ class Watchdog:
         try:
             kind = answer.result()
         except (OSError, http.client.HTTPException) as error:
-            # Where batches come and go, or one takes long, the canary is waiting for its turn. Those of the other model
-            # say nothing: a heartbeat is among them.
-            is_moving = self._triton.batches(_MODEL) > self._batches_before or self._triton.is_working(_MODEL)
+            # Where batches come and go, or one takes long, the canary is waiting for its turn.
+            is_moving = time.monotonic() - self._moved_at < _STILL_SECONDS or self._triton.is_working(_MODEL)
             if not is_moving and self._canary_sent_at > self._awake_since:
                 raise TritonFailure("the canary was lost on its way to a lane") from error
             return

@@ -12,6 +12,7 @@ from service import canary as canary_room
 from service import watchdog as room
 from service.errors import ServiceFailure
 from service.metrics import Metrics
+from service.pytriton_compat.triton import TritonFailure
 from service.watchdog import Watchdog, canary_pause
 
 LOOKS = 500
@@ -125,6 +126,28 @@ def test_a_canary_waits_its_turn_while_batches_come_and_go(parts: Parts) -> None
 
     parts.canary.send = send
     _look(_watchdog(parts), enough)
+
+
+def test_a_canary_is_lost_where_batches_have_come_since_it_was_sent_and_come_no_more(parts: Parts) -> None:
+    """As where all stubs stand still just then: with the next canary it would be seen too late."""
+    sent, over = threading.Event(), threading.Event()
+
+    def send() -> Any:
+        sent.set()
+        over.wait()
+        raise TimeoutError
+
+    parts.canary.send = send
+    watchdog = _watchdog(parts)
+    _look(watchdog, sent)
+    parts.triton.counted["embed_image"] += 1
+    watchdog.look()
+    watchdog._moved_at -= room._STILL_SECONDS
+    over.set()
+    canary = watchdog._canary_answer
+    assert canary and isinstance(canary.exception(30), TimeoutError)
+    with pytest.raises(TritonFailure, match="lost on its way"):
+        watchdog.look()
 
 
 @pytest.mark.parametrize(
