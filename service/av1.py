@@ -130,8 +130,8 @@ def _time_bits_and_operating_points(bits: _Bits) -> int:
         if bits(1):  # a model of the decoder
             delay_bits = bits(5) + 1
             bits(37)
-            time_bits = 0 if is_equal else bits(5) + 1
-            bits(5 * is_equal)
+            told_bits = bits(5) + 1
+            time_bits = 0 if is_equal else told_bits
     display_delays = bits(1)
     for _ in range(bits(5) + 1):
         bits(12)

@@ -1,6 +1,5 @@
 """How the process ends, whatever becomes of what it has to say."""
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -8,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.limits import full_pipe
 
 REPOSITORY = Path(__file__).parents[1]
 END_SECONDS = 60
@@ -31,12 +32,7 @@ __main__.main()
 @pytest.fixture
 def unread() -> Iterator[int]:
     """A pipe that blocks whoever writes one more byte."""
-    end, full = os.pipe()
-    os.set_blocking(full, False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(full, b"x")
-    os.set_blocking(full, True)
+    end, full = full_pipe()
     yield full
     os.close(full)
     os.close(end)

@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -70,6 +70,26 @@ def _look(watchdog: Watchdog, until: threading.Event | None = None) -> None:
     assert until is None
 
 
+def _waiting_for_a_canary(parts: Parts) -> tuple[Watchdog, Callable[[], None]]:
+    """A watchdog whose canary is under way, and what ends the canary's time without an answer."""
+    sent, over = threading.Event(), threading.Event()
+
+    def send() -> Any:
+        sent.set()
+        over.wait()
+        raise TimeoutError
+
+    def run_out_of_time() -> None:
+        over.set()
+        canary = watchdog._canary_answer
+        assert canary and isinstance(canary.exception(30), TimeoutError)
+
+    parts.canary.send = send
+    watchdog = _watchdog(parts)
+    _look(watchdog, sent)
+    return watchdog, run_out_of_time
+
+
 def _counting(answers: Iterator[Any], times: int) -> tuple[Any, threading.Event]:
     """A function that gives or raises one answer after the other, and what says that it was called so often."""
     called, enough = [0], threading.Event()
@@ -130,22 +150,11 @@ def test_a_canary_waits_its_turn_while_batches_come_and_go(parts: Parts) -> None
 
 def test_a_canary_is_lost_where_batches_have_come_since_it_was_sent_and_come_no_more(parts: Parts) -> None:
     """As where all stubs stand still just then: with the next canary it would be seen too late."""
-    sent, over = threading.Event(), threading.Event()
-
-    def send() -> Any:
-        sent.set()
-        over.wait()
-        raise TimeoutError
-
-    parts.canary.send = send
-    watchdog = _watchdog(parts)
-    _look(watchdog, sent)
+    watchdog, run_out_of_time = _waiting_for_a_canary(parts)
     parts.triton.counted["embed_image"] += 1
     watchdog.look()
     watchdog._moved_at -= room._STILL_SECONDS
-    over.set()
-    canary = watchdog._canary_answer
-    assert canary and isinstance(canary.exception(30), TimeoutError)
+    run_out_of_time()
     with pytest.raises(TritonFailure, match="lost on its way"):
         watchdog.look()
 
@@ -174,22 +183,11 @@ def test_a_canary_that_does_not_come_back_is_a_failure(parts: Parts, answers: tu
 @pytest.mark.parametrize("seconds", [canary_room._SECONDS, 3600.0])
 def test_the_time_in_which_the_process_was_frozen_is_nobodys_failure(parts: Parts, seconds: float) -> None:
     """As by a container's pause: clocks go on, and a canary under way is over its time."""
-    sent, thawed = threading.Event(), threading.Event()
-
-    def send() -> Any:
-        sent.set()
-        thawed.wait()
-        raise TimeoutError
-
-    parts.canary.send = send
-    watchdog = _watchdog(parts)
-    _look(watchdog, sent)
+    watchdog, run_out_of_time = _waiting_for_a_canary(parts)
     watchdog._looked_at -= seconds
     parts.metrics.longest_stage = lambda: 3600.0  # type: ignore[method-assign]
     watchdog.look()
-    thawed.set()
-    canary = watchdog._canary_answer
-    assert canary and isinstance(canary.exception(30), TimeoutError)
+    run_out_of_time()
     watchdog.look()
     watchdog._awake_since -= 3600
     with pytest.raises(ServiceFailure, match="has not ended"):

@@ -213,6 +213,7 @@ class Images:
             self._places.put(None)
 
     def _is_to_embed(self, image_id: str) -> bool:
+        """Whether it is not known; one that is counts as done."""
         if image_id not in self._known:
             return True
         self._known.remove(image_id)  # one name an image in memory is enough

@@ -1,6 +1,5 @@
 """`python -m service` with an encoder or decoder that fails on demand: in the way that the file SABOTAGE then says."""
 
-import contextlib
 import os
 import sys
 import threading
@@ -14,6 +13,7 @@ from service.__main__ import main
 from service.decode import DecodedImage, Decoder
 from service.encoder import Encoder
 from service.pytriton_compat.triton import SupervisedTriton
+from tests.limits import full_pipe
 
 SABOTAGE = Path(os.environ["SABOTAGE"])
 STILL = f"{SABOTAGE} of stubs"
@@ -58,12 +58,7 @@ def sabotaged_decode(self: Decoder, data: bytes) -> DecodedImage:
 
 def _hold_stderr() -> None:
     """Have it block whoever writes one more byte."""
-    _, full = os.pipe()
-    os.set_blocking(full, False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(full, b"x")
-    os.set_blocking(full, True)
+    _, full = full_pipe()
     os.dup2(full, sys.stderr.fileno())
 
 
