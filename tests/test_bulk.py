@@ -164,18 +164,35 @@ def test_what_ray_says_is_told_in_one_line(
     assert capsys.readouterr().err.splitlines() == [f"error: {told}"]
 
 
-def test_a_source_that_has_no_images_any_more_is_told_whatever_earlier_runs_have_planned(
-    lake: Path, out: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    _plan(lake, out)
-    lake.rename(lake.with_name("elsewhere"))
-    lake.mkdir()
+@pytest.fixture
+def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster that has one, whose embeddings are those of `ORIGIN`."""
     monkeypatch.setattr(cluster, "cluster", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(cluster, "divide", lambda *_: Shares(1, 1, 0))
     monkeypatch.setattr(cluster, "ask", lambda *_: Facts(ORIGIN.fingerprint, 1))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+
+@pytest.mark.usefixtures("one_worker")
+def test_a_source_that_has_no_images_any_more_is_told_whatever_earlier_runs_have_planned(
+    lake: Path, out: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _plan(lake, out)
+    lake.rename(lake.with_name("elsewhere"))
+    lake.mkdir()
     assert main([str(lake), "--out", out.path]) == 2
     assert capsys.readouterr().err == f"error: there are no images in {lake}\n"
+
+
+@pytest.mark.usefixtures("one_worker")
+def test_other_embeddings_than_those_of_earlier_runs_are_refused(
+    lake: Path, out: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _plan(lake, out, Origin("another", "embed_image", "False"))
+    assert main([str(lake), "--out", out.path]) == 2
+    said, is_now = capsys.readouterr().err.split("; now it would be ")
+    assert said.endswith(", fingerprint another, model embed_image, normalize False")
+    assert is_now.endswith(f", fingerprint {ORIGIN.fingerprint}, model embed_image, normalize False\n")
 
 
 def test_a_plan_stays_and_new_images_become_a_plan_of_their_own(lake: Path, out: Folder) -> None:

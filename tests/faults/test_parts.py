@@ -8,9 +8,9 @@ import contextlib
 import re
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -30,6 +30,8 @@ END_SECONDS = 20
 # For as long it could still be at work, on a machine as busy as this one was when the encoder warmed up.
 HANGING_ENCODER_SECONDS = 90
 AT_A_TIME = 3
+# Of each client: without one they keep all cores busy, and of a service that is not there they ask all the time.
+PAUSE_SECONDS = 0.02
 MOST_RESTARTS = 5
 LEAST_SENT = 50
 
@@ -66,9 +68,12 @@ class Result:
     over_after: float
     exit_code: int
     output: str
-    left: list[object]
+    left: Sequence[object]
     account: list[Sent]
     healed_at: float | None
+
+
+Results = dict[str, Future[dict[str, Result]]]
 
 
 def _signal(part: str, number: signal.Signals) -> Hurt:
@@ -113,7 +118,6 @@ def _starts(running: ServiceProcess) -> int:
 KILL, STOP = signal.SIGKILL, signal.SIGSTOP
 _kill_tritonserver = _signal("bin/tritonserver", KILL)
 FAULTS: Mapping[str, Fault] = {
-    # First, as they take the longest, and others go on beside them.
     # Whoever waits for a lane meanwhile may be turned away, as in any queue.
     "the encoder hangs": Fault(
         _sabotage("hangs"), "a decode or encode", seconds=HANGING_ENCODER_SECONDS, also_seen="503"
@@ -148,56 +152,80 @@ FAULTS: Mapping[str, Fault] = {
 }
 
 
-def _bring_about(fault: Fault, folder: Path) -> Result:
+def _bring_about(names: Sequence[str], folder: Path) -> dict[str, Result]:
+    """One service hurt by one fault after the other: by one alone, or by several that it heals of."""
     file = folder / "sabotage"
     environment = {"SABOTAGE": str(file)}
     with (
         service(folder, "--lanes", "2", module="tests.faults.sabotaged", environment=environment) as running,
-        load(running, clients=3) as account,
+        load(running, 3, PAUSE_SECONDS) as account,
     ):
-        wait_for(lambda: len(account) > 20 and _starts(running) == 1)
-        family = running.family()
-        fault.hurt(running, file)
-        hurt_at = time.monotonic()
-        wait_for(lambda: not running.is_ready())
-        not_ready_after = time.monotonic() - hurt_at
-        healed_at = _wait_until_healed(running, account) if fault.exit_code == 0 else None
-        exit_code = running.stop() if fault.exit_code == 0 else running.process.wait(fault.seconds + NOT_READY_SECONDS)
-        _, left = psutil.wait_procs(family[1:], timeout=END_SECONDS)
-        over_after = (healed_at or time.monotonic()) - hurt_at
-        left_over = [*left, *running.shared_memory()]
-        return Result(not_ready_after, over_after, exit_code, running.output(), left_over, account, healed_at)
+        wait_for(lambda: _starts(running) == 1)
+        results = {name: _hurt(running, FAULTS[name], file, account) for name in names}
+        exit_code, left = _end(running)
+        return {
+            name: replace(result, exit_code=exit_code, left=[*result.left, *left]) for name, result in results.items()
+        }
+
+
+def _end(running: ServiceProcess) -> tuple[int, Sequence[object]]:
+    """The exit code of a service, which has ended by itself or is told to, and what is left of it."""
+    family = [] if running.process.poll() is not None else running.family()[1:]
+    exit_code = running.stop() if family else running.process.returncode
+    _, left = psutil.wait_procs(family, timeout=END_SECONDS)
+    return exit_code, [*left, *running.shared_memory()]
+
+
+def _hurt(running: ServiceProcess, fault: Fault, file: Path, account: list[Sent]) -> Result:
+    """What came of it, but for the end of a service that has healed."""
+    sent = len(account)
+    wait_for(lambda: len(account) > sent + LEAST_SENT)
+    family, said, starts = running.family(), len(running.output()), _starts(running)
+    fault.hurt(running, file)
+    hurt_at = time.monotonic()
+    wait_for(lambda: not running.is_ready())
+    not_ready_after = time.monotonic() - hurt_at
+    healed_at = _wait_until_healed(running, starts, account) if fault.exit_code == 0 else None
+    if healed_at is None:
+        running.process.wait(fault.seconds + NOT_READY_SECONDS)
+    _, left = psutil.wait_procs(family[1:], timeout=END_SECONDS)
+    over_after = (healed_at or time.monotonic()) - hurt_at
+    return Result(not_ready_after, over_after, 0, running.output()[said:], left, account[sent:], healed_at)
 
 
 def _sent_since(at: float, account: list[Sent]) -> list[Sent]:
     return [sent for sent in account if sent.at > at][:LEAST_SENT]
 
 
-def _wait_until_healed(running: ServiceProcess, account: list[Sent]) -> float:
+def _wait_until_healed(running: ServiceProcess, starts: int, account: list[Sent]) -> float:
     """When the same process answered again, after some more answers."""
-    wait_for(lambda: _starts(running) == 2 and running.is_ready())
+    wait_for(lambda: _starts(running) > starts and running.is_ready())
     healed_at = time.monotonic()
     wait_for(lambda: len(_sent_since(healed_at, account)) == LEAST_SENT)
-    assert "embed_triton_restarts_total 1.0" in running.metrics()
+    assert f"embed_triton_restarts_total {starts}.0" in running.metrics()
     return healed_at
 
 
 @pytest.fixture(scope="module")
-def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Future[Result]]:
-    """All faults that are asked for, a few services at a time: most of a fault's time is spent waiting."""
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """All faults that are asked for, a few services at a time: most of a fault's time is spent waiting.
+
+    Those that are healed share a few services: to start one takes as long as to find out about a fault.
+    """
     tests = (item for item in request.session.items if isinstance(item, pytest.Function) and item.path == request.path)
     names = [str(test.callspec.params["name"]) for test in tests if hasattr(test, "callspec")]
+    healed = [name for name in names if FAULTS[name].exit_code == 0]
+    shared = [healed[first::AT_A_TIME] for first in range(AT_A_TIME)]
+    groups = [*filter(None, shared), *([name] for name in names if name not in healed)]
     with ThreadPoolExecutor(AT_A_TIME) as threads:
-        futures = {name: threads.submit(_bring_about, FAULTS[name], tmp_path_factory.mktemp("fault")) for name in names}
-    return futures
+        futures = [threads.submit(_bring_about, group, tmp_path_factory.mktemp("fault")) for group in groups]
+    return {name: future for group, future in zip(groups, futures, strict=True) for name in group}
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_service_that_cannot_answer_does_not_look_ready_and_heals_or_ends(
-    name: str, results: dict[str, Future[Result]]
-) -> None:
-    fault, result = FAULTS[name], results[name].result()
+def test_a_service_that_cannot_answer_does_not_look_ready_and_heals_or_ends(name: str, results: Results) -> None:
+    fault, result = FAULTS[name], results[name].result()[name]
     assert (result.exit_code, result.left) == (fault.exit_code, []), result.output
     errors = [line for line in result.output.splitlines() if line.startswith("error: ")]
     failures = [line for line in result.output.splitlines() if "starting it anew" in line]

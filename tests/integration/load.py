@@ -1,4 +1,4 @@
-"""Clients that send without pause, and an account of what came of every image that they sent."""
+"""Clients that send one image after another, and an account of what came of every image that they sent."""
 
 import contextlib
 import threading
@@ -25,8 +25,8 @@ class Sent(NamedTuple):
 
 
 @contextlib.contextmanager
-def load(running: ServiceProcess, clients: int) -> Iterator[list[Sent]]:
-    """Send photographs until the end of the block."""
+def load(running: ServiceProcess, clients: int, pause_seconds: float = 0.0) -> Iterator[list[Sent]]:
+    """Send photographs until the end of the block, each client so long after the answer to the one before."""
     expected = [read_raw_answer(post_raw(running, image)) for image in photographs()]
     account: list[Sent] = []
     over = threading.Event()
@@ -34,7 +34,7 @@ def load(running: ServiceProcess, clients: int) -> Iterator[list[Sent]]:
     def send(number: int) -> None:
         with requests.Session() as session:
             session.trust_env = False  # pytest changes the environment between tests, while this thread would read it
-            while not over.is_set():
+            while not over.wait(pause_seconds):
                 number = (number + 1) % len(expected)
                 at = time.monotonic()
                 account.append(Sent(at, _outcome(session, running, photographs()[number], expected[number])))
