@@ -7,6 +7,7 @@ Comes in: a hub id and a revision. Goes out: the files that the service needs, i
 import argparse
 import re
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -83,6 +84,10 @@ def _download(hub_id: str, commit: str, folder: Path | None) -> None:
     if checked.mismatches:
         names = ", ".join(mismatch["path"] for mismatch in checked.mismatches)
         raise StartupFault(f"other bytes than the hub's are in {found}: {names}; delete them and fetch again")
+    # Weights or settings of another checkpoint could be read in the place of these.
+    if extra := [path for path in checked.extra_paths if any(fnmatch(path, each) for each in _FILES)]:
+        names = ", ".join(extra)
+        raise StartupFault(f"files of another checkpoint are in {found}: {names}; delete them, or take an empty folder")
     print(f"{checked.checked_count} files of {hub_id} at {commit} are in {found}, their checksums are the hub's")
 
 

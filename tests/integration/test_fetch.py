@@ -65,6 +65,12 @@ def test_what_is_not_the_hubs_or_not_whole_is_refused_in_one_line(hub: FakeHub, 
     assert "cannot be fetched" in refusal("someone/else", "--revision", COMMIT)
     assert "cannot be fetched" in refusal(HUB_ID, "--revision", "f" * 40)
     folder = tmp_path / "siglip"
+    folder.mkdir()
+    for other in ("model.safetensors.index.json", "notes.txt"):
+        (folder / other).touch()
+    refused = refusal(HUB_ID, "--revision", COMMIT, "--to", str(folder))
+    assert f"files of another checkpoint are in {folder}: model.safetensors.index.json; delete them" in refused
+    (folder / "model.safetensors").unlink()
     weights = hub.files["model.safetensors"]
     hub.files["model.safetensors"] = weights[:-1] + bytes([weights[-1] ^ 1])
     assert "other bytes than the hub's" in refusal(HUB_ID, "--revision", COMMIT, "--to", str(folder))
