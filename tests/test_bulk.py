@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -552,6 +553,25 @@ def test_what_the_encoder_fails_at_is_tried_again_image_by_image(
     first, second, third = embedder.embed([drawing, drawing, drawing])
     assert isinstance(first, np.ndarray) and isinstance(third, np.ndarray)
     assert str(second).startswith("internal_error: ")
+
+
+def test_a_worker_whose_batch_does_not_end_ends(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode, codes, over = Encoder.encode, list[int](), threading.Event()
+
+    def hang(self: Encoder, pixels: Any) -> Any:
+        assert over.wait(60)
+        return encode(self, pixels)
+
+    def end(code: int) -> None:
+        codes.append(code)
+        over.set()
+
+    monkeypatch.setattr(Encoder, "encode", hang)
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(embedder, "_image_seconds", 0.0)
+    monkeypatch.setattr("service.bulk.embedder._BATCH_SECONDS", 0.0)
+    embedder.embed([_drawing(1)])
+    assert codes == [1]
 
 
 def test_a_worker_whose_device_is_broken_ends(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
