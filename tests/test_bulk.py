@@ -96,7 +96,7 @@ def _work(
     origin = Origin(embedder.fingerprint, "embed_image", str(settings.default_normalize))
     worker = Worker(settings, 1, Site(Folder.at(str(lake)), out, origin))
     plan = plan or _plan(lake, out, origin)
-    todo = plan.to_do(again)
+    todo = plan.to_do(plan.failed(), again)
     return [worker({**chunk._asdict(), "to_do": todo.get(chunk, 0), "again": again}) for chunk in plan.chunks]
 
 
@@ -425,9 +425,9 @@ def test_parts_that_cannot_be_read_do_not_count_as_embedded(
 ) -> None:
     _work(lake, out, embedder)
     plan = _plan(lake, out, Origin(embedder.fingerprint, "embed_image", "False"))
-    assert _report("OUT", out, plan, Progress(), LeftOut()) == 0
+    assert _report("OUT", out, plan, set(), Progress(), LeftOut()) == 0
     Path(out.path, plan.chunks[0].part).unlink()
-    assert _report("OUT", out, plan, Progress(), LeftOut()) == 1
+    assert _report("OUT", out, plan, set(), Progress(), LeftOut()) == 1
     said = capsys.readouterr().err
     assert "OUT: 10 embeddings" in said and "OUT: 6 embeddings" in said and "the parts of 4 images cannot be" in said
 
@@ -498,6 +498,26 @@ def test_what_failed_is_embedded_again_on_demand_only(lake: Path, out: Folder, e
         assert _errors(out).keys() == still - {name}
     after = _rows(out)
     assert after.keys() == before.keys() and after["4.jpg"] == before["4.jpg"]
+
+
+@pytest.mark.usefixtures("one_worker")
+def test_what_failed_and_is_not_there_any_more_is_no_failure(
+    lake: Path, out: Folder, embedder: Embedder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cluster, "ask", lambda *_: Facts(embedder.fingerprint, 1))
+    for name in ("0.jpg", "2.jpg"):
+        (lake / name).write_text("no image")
+    _work(lake, out, embedder)
+
+    def run() -> tuple[int, str]:
+        return main([str(lake), "--out", out.path]), capsys.readouterr().err
+
+    (lake / "2.jpg").unlink()
+    code, said = run()
+    assert code == 1 and "1 failed in earlier runs, and are not in this source\n1 failed, and are tried" in said
+    (lake / "0.jpg").unlink()
+    code, said = run()
+    assert code == 0 and "2 failed in earlier runs" in said and "are tried" not in said and "8 embeddings" in said
 
 
 def test_an_image_that_kills_its_workers_gets_a_row_in_the_end(lake: Path, out: Folder, embedder: Embedder) -> None:

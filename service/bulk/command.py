@@ -10,7 +10,7 @@ import os
 import shlex
 import signal
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,7 +22,7 @@ from service.bulk.strikes import Strikes
 from service.client.locks import Busy
 from service.client.progress import Progress, say
 from service.client.rows import Origin, report
-from service.client.sources import LeftOut
+from service.client.sources import LeftOut, Place, id_of
 from service.errors import StartupFault
 from service.settings import Settings, load_settings
 
@@ -112,17 +112,26 @@ def _embed(options: argparse.Namespace, settings: Settings) -> int:
         facts = ask(settings, shares)
         site = Site(source, out, Origin(facts.fingerprint, "embed_image", str(settings.default_normalize)))
         plan = Plan(out, source.path, site.origin)
-        if not plan.extend(source.images(left_out), options.part_rows):
+        failed = plan.failed()
+        gone = set(errors_of(out, failed))
+        if not plan.extend(_found(source.images(left_out), gone), options.part_rows):
             raise NothingToDo(left_out.instead_of_images(options.source))
         Strikes(out).forget()
-        todo = _to_do(plan, options.retry_failed)
+        todo = _to_do(plan, failed, options.retry_failed)
         answers = work(todo, options.retry_failed, settings, shares, facts.lanes, site) if todo else ()
         progress = _follow(answers, sum(todo.values()))
-        return _report(options.out, out, plan, progress, left_out)
+        return _report(options.out, out, plan, gone, progress, left_out)
 
 
-def _to_do(plan: Plan, retry_failed: bool) -> dict[Chunk, int]:
-    todo = plan.to_do(retry_failed)
+def _found(places: Iterable[Place], gone: set[str]) -> Iterator[Place]:
+    """The same; `gone` loses those that are there."""
+    for place in places:
+        gone.discard(id_of(place.name))
+        yield place
+
+
+def _to_do(plan: Plan, failed: Mapping[Chunk, int], retry_failed: bool) -> dict[Chunk, int]:
+    todo = plan.to_do(failed, retry_failed)
     if done := sum(chunk.images for chunk in plan.chunks) - sum(todo.values()):
         say(f"left out, as done in earlier runs: {done:,} images")
     return todo
@@ -140,17 +149,18 @@ def _follow(answers: Iterable[Mapping[str, int]], total: int) -> Progress:
     return progress
 
 
-def _report(where: str, out: Folder, plan: Plan, progress: Progress, left_out: LeftOut) -> int:
+def _report(where: str, out: Folder, plan: Plan, gone: set[str], progress: Progress, left_out: LeftOut) -> int:
     failed, planned = plan.failed(), sum(chunk.images for chunk in plan.chunks)
     there, rate = sum(chunk.images for chunk in failed), progress.done / progress.seconds
     embedded = there - sum(failed.values())
     say(f"{where}: {embedded:,} embeddings; in this run {progress.done:,} images, {rate:,.1f} a second")
     if there < planned:
         say(f"the parts of {planned - there:,} images cannot be read (yet); the same command goes on with them")
-    errors = errors_of(out, [chunk for chunk, count in failed.items() if count])
-    for line in (*report(errors), *left_out.lines()):
+    errors = errors_of(out, failed)
+    still_gone = gone & errors.keys()
+    for line in (*report(errors, still_gone), *left_out.lines()):
         say(line)
-    return 1 if embedded < planned or left_out.unlisted else 0
+    return 1 if embedded + len(still_gone) < planned or left_out.unlisted else 0
 
 
 def _complain(error: object, exit_code: int) -> int:

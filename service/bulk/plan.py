@@ -92,9 +92,8 @@ class Plan:
             counts = readers.map(lambda chunk: count_failed(self._out, chunk), chunks)
             return {chunk: count for chunk, count in zip(chunks, counts, strict=True) if count is not None}
 
-    def to_do(self, retry_failed: bool) -> dict[Chunk, int]:
-        """How many images are to be embedded, for each chunk that has such: all, or those that have failed."""
-        failed = self.failed()
+    def to_do(self, failed: Mapping[Chunk, int], retry_failed: bool) -> dict[Chunk, int]:
+        """How many images are to be embedded, for each chunk that has such: all, or those that have `failed`."""
         counts = {chunk: failed.get(chunk, chunk.images) for chunk in self.chunks}
         return {chunk: count for chunk, count in counts.items() if chunk not in failed or (count and retry_failed)}
 
@@ -185,14 +184,17 @@ def count_failed(out: Folder, chunk: Chunk) -> int | None:
     return int(sum(group.num_rows for group in groups) - sum(nulls))
 
 
-def errors_of(out: Folder, chunks: Sequence[Chunk]) -> dict[str, str]:
-    """The errors in these chunks' parts, by id."""
-    errors: dict[str, str] = {}
-    for chunk in chunks:
+def errors_of(out: Folder, failed: Mapping[Chunk, int]) -> dict[str, str]:
+    """The errors in the parts of the chunks that have any, by id."""
+
+    def errors_in(chunk: Chunk) -> dict[str, str]:
         with out.open_table(chunk.part) as part:
             rows = part.read(["id", "error"]).to_pylist()
-        errors.update({row["id"]: row["error"] for row in rows if row["error"] is not None})
-    return errors
+        return {row["id"]: row["error"] for row in rows if row["error"] is not None}
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        found = readers.map(errors_in, (chunk for chunk, count in failed.items() if count))
+        return {image_id: error for errors in found for image_id, error in errors.items()}
 
 
 def _encoded(name: str) -> bytes:

@@ -129,8 +129,9 @@ async def _embed(options: argparse.Namespace, arguments: Sequence[str]) -> int:
             if not (images.total or images.done) and (options.source != "-" or not earlier):
                 raise NothingToDo(images.left_out.instead_of_images(options.source))
             outcomes = results.finish()  # here, so that a signal ends it and nobody writes on without the lock
-    _report(options.out, outcomes, job.progress, images)
-    return 1 if outcomes.errors or images.left_out.unlisted else 0
+    gone = {each for each in outcomes.errors if not images.has(each)}
+    _report(options.out, outcomes, gone, job.progress, images)
+    return 1 if len(outcomes.errors) > len(gone) or images.left_out.unlisted else 0
 
 
 @contextlib.asynccontextmanager
@@ -179,12 +180,12 @@ async def _run_until_signal(job: Job) -> int | None:
     return caught[0] if caught else None
 
 
-def _report(out: Path, outcomes: Outcomes, progress: Progress, images: Images) -> None:
+def _report(out: Path, outcomes: Outcomes, gone: set[str], progress: Progress, images: Images) -> None:
     rate = progress.done / progress.seconds
     say(f"{out}: {outcomes.embedded:,} embeddings; in this run {progress.done:,} images, {rate:,.1f} a second")
     if images.done:
         say(f"left out, as done in earlier runs: {images.done:,} images")
-    for line in (*report(outcomes.errors), *images.left_out.lines()):
+    for line in (*report(outcomes.errors, gone), *images.left_out.lines()):
         say(line)
 
 

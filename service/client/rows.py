@@ -5,7 +5,7 @@ Comes in: ids with embeddings or errors. Goes out: Arrow tables and their schema
 An error is one line, `code: what is wrong`; the row's embedding is then NaNs.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -66,14 +66,20 @@ def normalized(embedding: Embedding) -> Embedding:
     return unit
 
 
-def report(errors: Mapping[str, str]) -> Iterator[str]:
-    """The lines that tell how many images have failed of what, with a few of each code by id."""
+def report(errors: Mapping[str, str], gone: Collection[str]) -> Iterator[str]:
+    """The lines that tell how many images have failed of what, with a few of each code by id.
+
+    Of those that are `gone` from the source only how many there are.
+    """
     by_code: dict[str, list[str]] = {}
     for image_id, error in errors.items():
-        code, _, message = error.partition(": ")
-        by_code.setdefault(code, []).append(f"{image_id}: {message}")
+        if image_id not in gone:
+            code, _, message = error.partition(": ")
+            by_code.setdefault(code, []).append(f"{image_id}: {message}")
+    if gone:
+        yield f"{len(gone):,} failed in earlier runs, and are not in this source"
     if by_code:
-        yield f"{len(errors):,} failed, and are tried again with --retry-failed:"
+        yield f"{sum(map(len, by_code.values())):,} failed, and are tried again with --retry-failed:"
     for code, failed in sorted(by_code.items()):
         yield f"  {code}: {len(failed):,}"
         yield from (f"    {line}" for line in failed[:_EXAMPLES_A_CODE])

@@ -179,6 +179,10 @@ class Images:
             return Image(image_id, b"", f"too_many_bytes: over {self._max_bytes} bytes (--max-image-bytes)")
         return Image(image_id, data)
 
+    def has(self, image_id: str) -> bool:
+        """Whether the source has named it, so far."""
+        return image_id in self._seen
+
     def close(self) -> None:
         """No more images, also for those that wait for one."""
         self._closed = True

@@ -156,6 +156,12 @@ def test_what_fails_is_told_by_code_and_tried_again_on_demand_only(
         report = capsys.readouterr().err
         assert "3 failed" in report and "  corrupt_image: 1\n    below/1.JPG: it is damaged\n" in report
         assert set(fake.asked.values()) == {1}
+    broken = images / "below/1.JPG"
+    broken.rename(tmp_path / "broken")
+    assert main(arguments) == 1
+    report = capsys.readouterr().err
+    assert "1 failed in earlier runs, and are not in this source\n2 failed, and are tried" in report
+    (tmp_path / "broken").rename(broken)
     for name in ("gone.png", "large.png"):
         (images / name).unlink()
         (images / name).write_text(f"200 #{len(name)}")
