@@ -255,7 +255,7 @@ def _bigtiff_of_tags(number: int) -> bytes:
 
 
 def _tiff_subdirectory(key: int, tags: list[Tag], tail: bytes) -> bytes:
-    top = [*gray_tags(1, 1), (273, 4, 1, 8), (279, 4, 1, 1), (key, 4, 1, 8 + 2 + 9 * 12 + 4)]
+    top = [*_PIXEL, (key, 4, 1, 8 + 2 + 9 * 12 + 4)]
     return tiff(top, ifd(tags) + tail)
 
 

@@ -10,7 +10,8 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -58,19 +59,27 @@ def _healed(hurt: Hurt, line: str) -> Fault:
 
 
 @dataclass(frozen=True)
-class Result:
+class Seen:
     """What came of it; seconds are those until the service did not look ready, and until it did again or was gone.
 
-    `healed_at` is when it did again.
+    `healed_at` is when it did again, `left` are processes that should be gone by then.
     """
 
     not_ready_after: float
     over_after: float
-    exit_code: int
-    output: str
     left: Sequence[object]
     account: list[Sent]
     healed_at: float | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was seen of a fault, what was printed from there to the next one, and how the service ended."""
+
+    seen: Seen
+    output: str
+    exit_code: int
+    left: Sequence[object]
 
 
 Results = dict[str, Future[dict[str, Result]]]
@@ -161,11 +170,15 @@ def _bring_about(names: Sequence[str], folder: Path) -> dict[str, Result]:
         load(running, 3, PAUSE_SECONDS) as account,
     ):
         wait_for(lambda: _starts(running) == 1)
-        results = {name: _hurt(running, FAULTS[name], file, account) for name in names}
+        begins, seen = list[int](), list[Seen]()
+        for name in names:
+            begins.append(len(running.output()))
+            seen.append(_hurt(running, FAULTS[name], file, account))
         exit_code, left = _end(running)
-        return {
-            name: replace(result, exit_code=exit_code, left=[*result.left, *left]) for name, result in results.items()
-        }
+        output = running.output()
+    # Nothing that is printed is passed over, also not between two faults.
+    said = [output[begin:end] for begin, end in pairwise([0, *begins[1:], len(output)])]
+    return {name: Result(one, text, exit_code, left) for name, one, text in zip(names, seen, said, strict=True)}
 
 
 def _end(running: ServiceProcess) -> tuple[int, Sequence[object]]:
@@ -176,11 +189,11 @@ def _end(running: ServiceProcess) -> tuple[int, Sequence[object]]:
     return exit_code, [*left, *running.shared_memory()]
 
 
-def _hurt(running: ServiceProcess, fault: Fault, file: Path, account: list[Sent]) -> Result:
-    """What came of it, but for the end of a service that has healed."""
+def _hurt(running: ServiceProcess, fault: Fault, file: Path, account: list[Sent]) -> Seen:
+    """Bring it about, and wait until it is over."""
     sent = len(account)
     wait_for(lambda: len(account) > sent + LEAST_SENT)
-    family, said, starts = running.family(), len(running.output()), _starts(running)
+    family, starts = running.family(), _starts(running)
     fault.hurt(running, file)
     hurt_at = time.monotonic()
     wait_for(lambda: not running.is_ready())
@@ -190,7 +203,7 @@ def _hurt(running: ServiceProcess, fault: Fault, file: Path, account: list[Sent]
         running.process.wait(fault.seconds + NOT_READY_SECONDS)
     _, left = psutil.wait_procs(family[1:], timeout=END_SECONDS)
     over_after = (healed_at or time.monotonic()) - hurt_at
-    return Result(not_ready_after, over_after, 0, running.output()[said:], left, account[sent:], healed_at)
+    return Seen(not_ready_after, over_after, left, account[sent:], healed_at)
 
 
 def _sent_since(at: float, account: list[Sent]) -> list[Sent]:
@@ -202,7 +215,7 @@ def _wait_until_healed(running: ServiceProcess, starts: int, account: list[Sent]
     wait_for(lambda: _starts(running) > starts and running.is_ready())
     healed_at = time.monotonic()
     wait_for(lambda: len(_sent_since(healed_at, account)) == LEAST_SENT)
-    assert f"embed_triton_restarts_total {starts}.0" in running.metrics()
+    assert f"embed_triton_restarts_total {starts}.0" in running.metrics(), running.output()
     return healed_at
 
 
@@ -226,18 +239,19 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_service_that_cannot_answer_does_not_look_ready_and_heals_or_ends(name: str, results: Results) -> None:
     fault, result = FAULTS[name], results[name].result()[name]
-    assert (result.exit_code, result.left) == (fault.exit_code, []), result.output
+    seen = result.seen
+    assert (result.exit_code, [*seen.left, *result.left]) == (fault.exit_code, []), result.output
     errors = [line for line in result.output.splitlines() if line.startswith("error: ")]
     failures = [line for line in result.output.splitlines() if "starting it anew" in line]
     assert (len(errors), len(failures)) == (fault.exit_code == 1, fault.restarts), result.output
     assert all(re.search(fault.line, line) for line in errors + failures), result.output
-    assert result.not_ready_after < max(NOT_READY_SECONDS, fault.seconds - NOT_READY_SECONDS)
-    assert result.over_after < fault.seconds
-    outcomes = {sent.outcome for sent in result.account}
+    assert seen.not_ready_after < max(NOT_READY_SECONDS, fault.seconds - NOT_READY_SECONDS)
+    assert seen.over_after < fault.seconds
+    outcomes = {sent.outcome for sent in seen.account}
     assert outcomes <= {"right", "500", "no connection", fault.also_seen}
     assert {"right", "no connection"} <= outcomes
-    if result.healed_at is not None:
-        assert {sent.outcome for sent in _sent_since(result.healed_at, result.account)} == {"right"}
+    if seen.healed_at is not None:
+        assert {sent.outcome for sent in _sent_since(seen.healed_at, seen.account)} == {"right"}
 
 
 def _has_healed(running: ServiceProcess) -> bool:
