@@ -335,7 +335,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
                 process.kill()
         # The next one listens on the same ports. Whoever inherits the dead may take a while to bury them.
         deadline = time.monotonic() + _END_SECONDS
-        while not all(map(_has_died, alive)) and time.monotonic() < deadline:
+        while not all(map(_is_gone, alive)) and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
         psutil.wait_procs(alive, timeout=0)  # as a container's process 1 it is for us to do so
         return stopped
@@ -504,4 +504,12 @@ def _has_died(process: psutil.Process) -> bool:
     try:
         return bool(process.status() == psutil.STATUS_ZOMBIE) or not process.is_running()
     except psutil.NoSuchProcess:
+        return True
+
+
+def _is_gone(process: psutil.Process) -> bool:
+    """Whether it has died with all its threads: as long as one of them is ending, its ports are taken."""
+    try:
+        return _has_died(process) and len(os.listdir(f"/proc/{process.pid}/task")) <= 1
+    except OSError:
         return True
