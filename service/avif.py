@@ -108,25 +108,36 @@ def _first_samples(
 ) -> Iterator[list[tuple[int, int]]]:
     """Where the first frame of each track is, start and size, in the boxes that `path` leads down to."""
     places, sizes = [], []
-    chunks = samples = 0
+    chunks = 0
+    runs: list[tuple[int, int]] = []
     for kind, place, stop in _boxes(data, start, end, steps):
         entry = data[place : min(place + 16, stop)]
         if kind in path[:1]:
             yield from _first_samples(data, place, stop, steps, path[1:])
         elif kind == b"stsc":
-            samples = max([samples, *_samples_a_chunk(data, place + 8, stop, steps)])
+            runs += _runs_of_chunks(data, place + 8, stop, steps)
         elif kind in (b"stco", b"co64"):
             chunks = max(chunks, int.from_bytes(entry[4:8], "big"))
             places.append(int.from_bytes(entry[8 : 12 if kind == b"stco" else 16], "big"))
         elif kind == b"stsz":
             sizes.append(int.from_bytes(entry[4:8], "big") or int.from_bytes(entry[12:16], "big"))
-    if chunks * samples > MAX_PARTS:
+    if _samples(runs, chunks) > MAX_PARTS:
         raise UnsupportedFormat(f"an AVIF of more than {MAX_PARTS} frames is not read; send one of them")
     for place in places:
         yield [(place, max(sizes, default=0))]
 
 
-def _samples_a_chunk(data: bytes, start: int, end: int, steps: Iterator[int]) -> Iterator[int]:
+def _runs_of_chunks(data: bytes, start: int, end: int, steps: Iterator[int]) -> Iterator[tuple[int, int]]:
+    """The first chunk of each run of chunks with equally many frames, and how many each of them has."""
     for entry in range(start, end - 11, 12):
         _count(steps)
-        yield int.from_bytes(data[entry + 4 : entry + 8], "big")
+        yield int.from_bytes(data[entry : entry + 4], "big"), int.from_bytes(data[entry + 4 : entry + 8], "big")
+
+
+def _samples(runs: list[tuple[int, int]], chunks: int) -> int:
+    """The frames of all chunks, which count from 1; as many as there can be where the runs are in no order."""
+    firsts = [first for first, _ in runs]
+    if firsts != sorted(set(firsts)):
+        return chunks * max(frames for _, frames in runs)
+    ends = [*firsts[1:], chunks + 1][: len(runs)]
+    return sum(max(0, min(end, chunks + 1) - first) * frames for (first, frames), end in zip(runs, ends, strict=True))

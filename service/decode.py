@@ -5,20 +5,19 @@ models or the protocol.
 """
 
 import binascii
-import ctypes
 import io
 import re
 import threading
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import pybase64
 import simplejpeg
-from PIL import AvifImagePlugin, Image, ImageFile, TiffImagePlugin, TiffTags, _imaging
+from PIL import AvifImagePlugin, Image, ImageFile, TiffImagePlugin
 
-from service import metadata
+from service import metadata, pillow_compat
 from service.errors import (
     CorruptImage,
     EmptyInput,
@@ -38,8 +37,7 @@ MAX_SIDE = 65_535
 # and alpha are two frames, a film's first image and its cover four, and tiles stand out over an image's edges.
 MAX_DECODED_TIMES = 4
 MIN_TILED_PIXELS = 1 << 22
-# Pillow expands run lengths pixel by pixel in Python: with these a second at most.
-MAX_RUN_LENGTH_PIXELS = 1 << 22
+# They are expanded in Python, so many in a second at most.
 MAX_RUN_LENGTH_BYTES = 1 << 21
 
 _TRANSPOSE_BY_ORIENTATION = {
@@ -51,16 +49,11 @@ _TRANSPOSE_BY_ORIENTATION = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 # 32-bit integers and floats: nothing in the file says which value is white, so any guess would be silently wrong.
 _UNSCALED_MODES = ("I", "F")
-_YCBCR = 6  # a TIFF's photometric interpretation
-_STRIP_PIXELS = 1 << 18
 # Pillow decodes an AVIF without letting go of Python's lock. Where many threads wait for it with one of this size each,
 # any other, such as the pulse of the Python stubs, gets it after seconds only.
 _LARGE_AVIF_PIXELS = 1 << 20
-# What Pillow multiplies the samples of a gray PNG by that have 2 or 4 bits.
-_GRAY_STEPS = {"L;2": 85, "L;4": 17}
 # How Pillow's complaints begin on a sound header of an image that it cannot read.
 _OF_UNKNOWN_KIND = (
     "unknown pixel mode",
@@ -68,6 +61,7 @@ _OF_UNKNOWN_KIND = (
     "Unsupported BMP",
     "unknown data organization",
     "Windows Media Photo",
+    "string index out of range",
 )
 # Of a file that is none of an AVIF, but begins as one: a HEIC.
 _OF_ANOTHER_FORMAT = "Invalid ftyp"
@@ -114,7 +108,7 @@ class Decoder:
 
     def __post_init__(self) -> None:
         Image.init()  # registers Pillow's plug-ins now, before threads could do so at the same time
-        _silence_libtiff()
+        pillow_compat.silence_libtiff()
 
     def image_bytes(self, row: bytes, base64_encoded: bool) -> bytes:
         """One row as the client sent it -> the encoded image.
@@ -169,7 +163,7 @@ class Decoder:
             width, height = image.size
             scale = self._scale(width, height) if image.format == "JPEG" else 1
             with self._large_avif if stripped.frames_pixels > _LARGE_AVIF_PIXELS else nullcontext():
-                pixels = self._load(image, scale)
+                pixels = self._load(image, stripped.data, scale)
             # Pillow has turned a TIFF, which its size before tells only where a tag of its own says so.
             extent = (width / scale, height / scale) if scale > 1 else (pixels.shape[1], pixels.shape[0])
             exif = stripped.exif or image.info.get("exif", b"")
@@ -192,10 +186,9 @@ class Decoder:
             raise TooManyPixels(f"{image.width}x{image.height} in tiles of {tiled} pixels; save it with smaller tiles")
         if image.mode in _UNSCALED_MODES:
             raise UnsupportedFormat(f"{image.format} of 32 bits a sample, or signed, is not read; send 8 or 16 bits")
-        if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_misread_by_pillow(image):
-            raise UnsupportedFormat("an uncompressed TIFF of this kind is not read; save it with LZW, or as RGB")
-        run_lengths = any(tile.codec_name == "bmp_rle" for tile in image.tile)
-        if run_lengths and (image.width * image.height > MAX_RUN_LENGTH_PIXELS or size > MAX_RUN_LENGTH_BYTES):
+        if pillow_compat.is_misread(image):
+            raise UnsupportedFormat("a TIFF with its samples stored like this is not read; save it as RGB, with LZW")
+        if size > MAX_RUN_LENGTH_BYTES and any(tile.codec_name == "bmp_rle" for tile in image.tile):
             raise UnsupportedFormat("a large BMP of run lengths is not read; send it uncompressed or as PNG")
 
     def _check_size(self, width: int, height: int) -> None:
@@ -215,24 +208,15 @@ class Decoder:
         orientation = metadata.orientation(exif, xmp) if self.exif_orientation else None
         return None if orientation is None else _TRANSPOSE_BY_ORIENTATION.get(orientation)
 
-    def _load(self, image: ImageFile.ImageFile, scale: int) -> npt.NDArray[np.uint8]:
+    def _load(self, image: ImageFile.ImageFile, data: bytes, scale: int) -> npt.NDArray[np.uint8]:
         if scale > 1:
             image.draft(None, (image.width // scale, image.height // scale))
-        if isinstance(image, TiffImagePlugin.TiffImageFile):
-            _forget_subdirectories(image)
-        stored = image.tile[0].args if image.tile else None  # forgotten once the pixels are there
-        image.load()
-        _scale_transparent_colour(image, stored)
-        _fill_unused_alpha(image)
-        return self._to_rgb(_eight_bits(image) if image.mode in _SIXTEEN_BIT_MODES else image)
+        return self._to_rgb(pillow_compat.load(image, data))
 
     def _to_rgb(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        """In strips: each copy of a large image takes as much memory as the image."""
         pixels = np.empty((image.height, image.width, 3), np.uint8)
-        rows = max(1, _STRIP_PIXELS // image.width)
-        for top in range(0, image.height, rows):
-            box = (0, top, image.width, min(top + rows, image.height))
-            pixels[top : top + rows] = self._opaque(image.crop(box) if rows < image.height else image)
+        for top, strip in pillow_compat.strips(image):
+            pixels[top : top + strip.height] = self._opaque(strip)
         return pixels
 
     def _opaque(self, image: Image.Image) -> Image.Image:
@@ -315,77 +299,6 @@ def _tiled_pixels(image: Image.Image) -> int:
     """Pixels of all of a TIFF's tiles, which are decoded to their ends; zero for an image without tiles."""
     width, height = _tile_size(image)
     return -(-image.width // width) * width * -(-image.height // height) * height if width and height else 0
-
-
-def _is_misread_by_pillow(image: TiffImagePlugin.TiffImageFile) -> bool:
-    """Whether libtiff does not read the TIFF, and Pillow takes its samples for others than they are.
-
-    It takes brightness and colour for red, green and blue, as which only libtiff gives them. Of samples in planes of
-    their own it heeds neither the bits and their order nor what is white.
-    """
-    if image.tile[0].codec_name != "raw":
-        return False
-    photometric = image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0)
-    if image.tag_v2.get(TiffImagePlugin.PLANAR_CONFIGURATION) != 2:
-        return bool(photometric == _YCBCR)
-    bits = set(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
-    is_plain = bits == {8} or image.mode == "1"
-    return not is_plain or photometric in (0, _YCBCR) or image.tag_v2.get(TiffImagePlugin.FILLORDER, 1) != 1
-
-
-def _forget_subdirectories(image: TiffImagePlugin.TiffImageFile) -> None:
-    """Keep Pillow from reading the directories of metadata that the first one points to, however large they are."""
-    exif = image.getexif()
-    for key in TiffTags.TAGS_V2_GROUPS:
-        if key in exif:
-            del exif[key]
-
-
-def _silence_libtiff() -> None:
-    """libtiff writes a line on every damaged image straight to stderr; Pillow's exceptions say the same."""
-    # A Pillow that was built without libtiff, or with it inside, has no such function.
-    with suppress(AttributeError):
-        ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
-
-
-def _scale_transparent_colour(image: Image.Image, stored: object) -> None:
-    """Bring a PNG's transparent colour, which Pillow leaves as it is in the file, to the 8 bits of its samples."""
-    colour = image.info.get("transparency")
-    if isinstance(colour, tuple) and stored == "RGB;16B":
-        image.info["transparency"] = tuple(sample >> 8 for sample in colour)
-    elif isinstance(colour, int) and stored in _GRAY_STEPS:
-        image.info["transparency"] = colour * _GRAY_STEPS[stored]
-
-
-def _fill_unused_alpha(image: ImageFile.ImageFile) -> None:
-    """Make a BMP opaque whose alpha is zero everywhere: who wrote it left it alone, and viewers show the picture."""
-    if image.format == "BMP" and image.mode == "RGBA" and not image.getchannel("A").getbbox():
-        image.putalpha(255)
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit gray -> 8-bit gray, as Pillow itself reads 16-bit colour; its own conversion clips to white instead.
-
-    Where one value is transparent, the result has an alpha channel.
-    """
-    samples = np.asarray(image)
-    bits, white_is_zero = _tiff_samples(image)
-    gray = (samples >> (bits - 8)).astype(np.uint8)
-    if white_is_zero:
-        gray = ~gray
-    if "transparency" not in image.info:
-        return Image.fromarray(gray)
-    alpha = np.where(samples == image.info["transparency"], 0, 255).astype(np.uint8)
-    return Image.fromarray(np.dstack([gray, alpha]))
-
-
-def _tiff_samples(image: Image.Image) -> tuple[int, bool]:
-    """Bits a sample and whether white is zero, neither of which Pillow heeds in its 16-bit modes."""
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return 16, False
-    bits = image.tag_v2[TiffImagePlugin.BITSPERSAMPLE][0]
-    # Of a file that does not say, Pillow supposes the same.
-    return bits, image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0) == 0
 
 
 def _composite(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:

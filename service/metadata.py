@@ -38,8 +38,8 @@ _ARITHMETIC_FRAMES = (0xC9, 0xCA)
 _APP = range(0xE0, 0xF0)
 _EXIF = b"Exif\0\0"
 _JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
-# They say which colours the samples stand for.
-_COLOUR_SEGMENTS = (b"JFIF\0", b"Adobe")
+# By their markers; they say which colours the samples stand for.
+_COLOUR_SEGMENTS = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}
 _PNG_XMP = b"XML:com.adobe.xmp\0"
 _PNG_EXIF_TEXT = b"Raw profile type exif\0"
 _GIF_BLOCK = re.compile(rb"[!,;]")
@@ -132,7 +132,7 @@ def _strip_jpeg(data: bytes) -> Stripped:
         elif not pixels and marker in _UNREAD_FRAMES:
             # libjpeg-turbo decodes a lossless one at its full size, also into memory for a reduced one.
             raise UnsupportedFormat("a lossless or hierarchical JPEG is not read; save it as a baseline JPEG")
-        elif not pixels and ((marker not in _APP and marker != _COM) or data.startswith(_COLOUR_SEGMENTS, start + 4)):
+        elif not pixels and _is_for_pixels(marker, data[start + 4 : start + 9]):
             kept.append(data[start:end])
             limit = MAX_ARITHMETIC_PASSES if marker in _ARITHMETIC_FRAMES else limit
             components = data[start + 9 : start + 10] if marker in _SEQUENTIAL_FRAMES else components
@@ -150,6 +150,12 @@ def _strip_jpeg(data: bytes) -> Stripped:
     # Where nothing is taken out, nothing is copied: that holds the GIL, for which other threads wait.
     stripped = data if header == pixels else b"".join([*kept, memoryview(data)[pixels:]])
     return Stripped(stripped, exif, xmp, plain_jpeg=_plain_size(kept[1:]))
+
+
+def _is_for_pixels(marker: int, content: bytes) -> bool:
+    """Whether a segment that begins so is anything but metadata."""
+    is_metadata = marker in _APP or marker == _COM
+    return not is_metadata or content == _COLOUR_SEGMENTS.get(marker)
 
 
 def _plain_size(segments: Sequence[bytes]) -> tuple[int, int] | None:

@@ -360,7 +360,7 @@ _MAKERS: dict[str, Callable[[], bytes]] = {
     "gif of a screen larger than its frame": lambda: _gif(b"", (_SIDE, _SIDE)),
     "gif of a frame larger than its screen": lambda: _gif(b"", (4, 4), (_SIDE, _SIDE)),
     "gif of a frame far larger than its screen": lambda: _gif(b"", (4, 4), (65_000, 65_000)),
-    "bmp of single runs": lambda: bmp_of_run_lengths(4000, 3750, b"\1\5" * (MANY // 2)),
+    "bmp of single runs": lambda: bmp_of_run_lengths(4000, 3750, b"\1\5" * (2**20 - 1000)),
     "bmp of half runs": lambda: bmp_of_run_lengths(7000, 7000, b"\xff\x12" * 200_000, 2),
     "bmp of empty runs": lambda: bmp_of_run_lengths(100, 100, b"\0\2\0\0" * (MANY // 4)),
     "bmp of a skip over many rows": lambda: bmp_of_run_lengths(49_000_000, 1, b"\0\2\0\xff"),

@@ -6,6 +6,7 @@ Each is a `Sample`, made by numpy and Pillow from fixed arithmetic, so that ever
 
 import functools
 import io
+import itertools
 import struct
 import zlib
 from collections.abc import Callable
@@ -210,12 +211,13 @@ def _png_gray_16_bit_transparent() -> Sample:
 
 
 def _png_rgb_16_bit_transparent() -> Sample:
-    high = picture(50, 40, 23)
-    high[10:30, 5:45] = 0x40
-    high[30:] = 0
-    alpha = np.where((high == 0x40).all(axis=-1), 0, 255).astype(np.uint8)
-    transparent = png_chunk(b"tRNS", struct.pack(">HHH", 0x4000, 0x4000, 0x4000))
-    return Sample(png_16_bit(high * np.uint16(256), 2, transparent), "PNG", np.dstack([high, alpha]))
+    """The last rows differ from the transparent colour in the low byte of one sample only."""
+    samples = picture(50, 40, 23) * np.uint16(256)
+    samples[10:30, 5:45] = 0x4001
+    samples[30:] = 0x4001, 0x4001, 0x4002
+    alpha = np.where((samples == 0x4001).all(axis=-1), 0, 255).astype(np.uint8)
+    transparent = png_chunk(b"tRNS", struct.pack(">HHH", 0x4001, 0x4001, 0x4001))
+    return Sample(png_16_bit(samples, 2, transparent), "PNG", np.dstack([samples >> 8, alpha]).astype(np.uint8))
 
 
 def _png_gray_few_bits_transparent(depth: int) -> Sample:
@@ -278,9 +280,41 @@ def _bmp_alpha(is_used: bool) -> Sample:
     return Sample(data, "BMP", np.dstack([rgb, alpha]) if is_used else _opaque(rgb))
 
 
+def _bmp_run_lengths(bits: int) -> Sample:
+    """Rows of an odd number of literal values and then runs, the last of them longer than the row; some rows are left
+    out, those at the end of the file among them.
+    """
+    image, _ = _few_colours(61, 33)
+    palette = np.array(image.getpalette(), np.uint8)[:21].reshape(7, 3)
+    indices = np.array(image)
+    indices[:3] = indices[12:15] = 0
+    rows = [_run_lengths(row.tobytes(), bits) for row in indices[::-1]]
+    content = b"".join([*rows[:18], b"\0\0", b"\0\2\0\2", *rows[21:30]]) + b"\0\1"
+    header = struct.pack("<IiiHHIIiiII", 40, 61, 33, 1, bits, 1 if bits == 8 else 2, len(content), 0, 0, 7, 0)
+    head = header + np.insert(palette[:, ::-1], 3, 0, axis=1).tobytes()
+    data = b"BM" + struct.pack("<IHHI", 14 + len(head) + len(content), 0, 0, 14 + len(head)) + head + content
+    return Sample(data, "BMP", _opaque(palette[indices]))
+
+
+def _run_lengths(row: bytes, bits: int) -> bytes:
+    literal = row[:35] if bits == 8 else bytes.fromhex("".join(f"{value:x}" for value in row[:36]))
+    runs = [(len(list(run)), value * (1 if bits == 8 else 17)) for value, run in itertools.groupby(row[35:])]
+    runs[-1] = (runs[-1][0] + 4, runs[-1][1])
+    return bytes([0, 35]) + literal + b"\0" * (len(literal) % 2) + b"".join(map(bytes, runs)) + b"\0\0"
+
+
 def _tiff_lzw_pages() -> Sample:
     rgb, second = picture(61, 47, 19), Image.fromarray(picture(61, 47, 20))
     data = encode(Image.fromarray(rgb), "TIFF", compression="tiff_lzw", save_all=True, append_images=[second])
+    return Sample(data, "TIFF", _opaque(rgb))
+
+
+def _tiff_palette_of_bytes() -> Sample:
+    """Its palette has 8 bits a value, as some scanners write it, though the format's have 16."""
+    image, rgb = _few_colours(62, 45)
+    data = encode(image, "TIFF")
+    colours = np.frombuffer(bytes(image.getpalette() or ()).ljust(768, b"\0"), np.uint8).reshape(256, 3).T
+    data = data.replace((colours * np.uint16(256)).tobytes(), colours.astype("<u2").tobytes())
     return Sample(data, "TIFF", _opaque(rgb))
 
 
@@ -347,7 +381,10 @@ _MAKERS: dict[str, Callable[[], Sample]] = {
     "bmp": _bmp,
     "bmp_alpha": lambda: _bmp_alpha(True),
     "bmp_unused_alpha": lambda: _bmp_alpha(False),
+    "bmp_run_lengths_4_bit": lambda: _bmp_run_lengths(4),
+    "bmp_run_lengths_8_bit": lambda: _bmp_run_lengths(8),
     "tiff_lzw_pages": _tiff_lzw_pages,
+    "tiff_palette_of_bytes": _tiff_palette_of_bytes,
     "tiff_gray_12_bit": lambda: _tiff_gray(12, 1),
     "tiff_gray_16_bit": lambda: _tiff_gray(16, 1),
     "tiff_gray_16_bit_white_is_zero": lambda: _tiff_gray(16, 0),

@@ -135,6 +135,26 @@ def test_an_avif_of_too_many_deep_or_overlapping_pieces_does_no_harm() -> None:
         announced_frames(whole.replace(struct.pack(">II", 0, 106), struct.pack(">II", 0, 10**6)))
 
 
+def _film(chunks: int, *runs: tuple[int, int]) -> bytes:
+    """A film's first frame, and tables of so many chunks; each run is its first chunk and how many frames they have."""
+    kinds = b"".join(struct.pack(">III", first, frames, 1) for first, frames in runs)
+    tables = _box(b"stsc", bytes(4) + struct.pack(">I", len(runs)) + kinds)
+    tables += _box(b"stsz", bytes(4) + struct.pack(">II", 106, 1))
+    tables += _box(b"stco", bytes(4) + struct.pack(">II", chunks, 24))
+    boxes = functools.reduce(lambda inner, kind: _box(kind, inner), (b"stbl", b"minf", b"mdia", b"trak"), tables)
+    return _box(b"ftyp", b"avis" + bytes(4)) + _box(b"mdat", _av1_unit(REDUCED)) + _box(b"moov", boxes)
+
+
+def test_the_frames_of_a_film_are_counted_chunk_by_chunk() -> None:
+    """Where little moves, one chunk can have thousands, and the next ones few."""
+    many = MAX_PARTS // 16
+    for chunks, *runs in ((many, (1, 16)), (16, (1, MAX_PARTS - 30), (2, 2)), (9, (1, 1), (10, 10**6))):
+        assert announced_frames(_film(chunks, *runs)).largest == (640, 480)
+    for chunks, *runs in ((many + 1, (1, 16)), (16, (1, MAX_PARTS - 29), (2, 2)), (9, (2, 2000), (1, 1))):
+        with pytest.raises(UnsupportedFormat, match="frames"):
+            announced_frames(_film(chunks, *runs))
+
+
 def test_all_frames_together_are_no_more_than_a_few_images() -> None:
     """Each may be of 50 megapixels and a hundred bytes, and the decoder lets no other thread run meanwhile."""
     header, frame = _av1_unit(REDUCED), _av1_frame("")

@@ -164,15 +164,18 @@ def test_an_orientation_that_stands_in_xmp_alone_turns_what_pillow_turns() -> No
         assert _read(encode(Image.fromarray(stored), "AVIF", xmp=xmp), FULL_SCALE).transpose is None
 
 
-def _planar_tiff(samples: npt.NDArray[Any], photometric: int = 2, order: int = 1) -> bytes:
-    """Uncompressed, each channel of `[H, W, C]` in a plane of its own."""
+def _planar_tiff(
+    samples: npt.NDArray[Any], photometric: int = 2, order: int = 1, compression: int = 1, extra: int = 2
+) -> bytes:
+    """Each channel of `[H, W, C]` in a plane of its own, the second or fourth of them an extra one, by itself alpha."""
     height, width, channels = samples.shape
     planes = [samples[..., channel].tobytes() for channel in range(channels)]
     bits = struct.pack("<4H", *[8 * samples.itemsize] * channels, *[0] * (4 - channels))
     offsets = struct.pack("<4I", *(16 + len(planes[0]) * each for each in range(4)))
     body = bits + b"".join(planes) + offsets + struct.pack("<4I", *[len(planes[0])] * 4)
     at = 16 + sum(map(len, planes))
-    entries = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, channels, 8), (259, 3, 1, 1), (262, 3, 1, photometric)]
+    entries = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, channels, 8 if channels > 2 else 0x80008)]
+    entries += [(259, 3, 1, compression), (262, 3, 1, photometric), *[(338, 3, 1, extra)] * (channels % 2 == 0)]
     entries += [(273, 4, channels, at), (277, 3, 1, channels), (278, 3, 1, height), (279, 4, channels, at + 16)]
     entries = sorted([*entries, (266, 3, 1, order), (284, 3, 1, 2)])
     directory = b"".join(struct.pack("<HHII", *entry) for entry in entries)
@@ -182,6 +185,8 @@ def _planar_tiff(samples: npt.NDArray[Any], photometric: int = 2, order: int = 1
 def test_planes_of_eight_bits_are_read() -> None:
     stored = picture(40, 30)
     np.testing.assert_array_equal(_decoded(_planar_tiff(stored)), stored)
+    opaque = np.dstack([stored, np.full((30, 40), 255, np.uint8)])
+    np.testing.assert_array_equal(_decoded(_planar_tiff(opaque)), stored)
 
 
 @pytest.mark.parametrize(
@@ -253,14 +258,27 @@ HOSTILE: dict[str, tuple[bytes, bool, type[ClientFault], str]] = {
     "64-bit floats": (_tiff_with(258, 64, 32), False, UnsupportedFormat, "TIFF of this kind is not read"),
     "TIFF of JPEG 2000": (_tiff_with(259, 34712, 1), False, UnsupportedFormat, "compression 34712 is not read"),
     "TIFF of WebP": (_tiff_with(259, 50001, 1), False, UnsupportedFormat, "compression 50001 is not read"),
-    "planes of 16 bits": (_planar_tiff(picture(4, 4).astype("<u2")), False, UnsupportedFormat, "uncompressed TIFF"),
-    "planes of brightness and colour": (_planar_tiff(picture(4, 4), 6), False, UnsupportedFormat, "uncompressed TIFF"),
-    "planes of bits in reverse": (_planar_tiff(picture(4, 4), order=2), False, UnsupportedFormat, "uncompressed TIFF"),
+    "planes of 16 bits": (_planar_tiff(picture(4, 4).astype("<u2")), False, UnsupportedFormat, "samples stored"),
+    "planes of brightness and colour": (_planar_tiff(picture(4, 4), 6), False, UnsupportedFormat, "samples stored"),
+    "planes of bits in reverse": (_planar_tiff(picture(4, 4), order=2), False, UnsupportedFormat, "samples stored"),
+    "planes of gray and alpha": (_planar_tiff(picture(4, 4)[..., :2], 1), False, UnsupportedFormat, "samples stored"),
+    "planes of gray and alpha, compressed": (
+        _planar_tiff(picture(4, 4)[..., :2], 1, compression=8),
+        False,
+        UnsupportedFormat,
+        "samples stored",
+    ),
+    "planes of colour and another": (
+        _planar_tiff(np.zeros((4, 4, 4), np.uint8), extra=0),
+        False,
+        UnsupportedFormat,
+        "of this kind is not read",
+    ),
     "brightness and colour": (
         encode(Image.new("YCbCr", (4, 4)), "TIFF"),
         False,
         UnsupportedFormat,
-        "uncompressed TIFF",
+        "samples stored",
     ),
     "a film": (b"\0\0\0\x18ftypisom\0\0\2\0isomavc1" + bytes(40), False, UnsupportedFormat, "none of"),
     "BMP of 13 bits": (_bmp_of(13), False, UnsupportedFormat, "Unsupported BMP pixel depth (13)"),
@@ -374,7 +392,7 @@ def test_a_webp_is_measured_before_pillow_takes_memory_for_it(
 @pytest.mark.parametrize("name", SMALL_NAMES)
 def test_strips_of_an_image_are_the_same_image(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = PLAIN.decode(sample(name).data).pixels
-    monkeypatch.setattr("service.decode._STRIP_PIXELS", 100)
+    monkeypatch.setattr("service.pillow_compat._STRIP_PIXELS", 100)
     np.testing.assert_array_equal(PLAIN.decode(sample(name).data).pixels, whole)
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from service import metadata
-from service.decode import MAX_SIDE, Decoder
+from service.decode import MAX_RUN_LENGTH_BYTES, MAX_SIDE, Decoder
 from service.errors import ClientFault, CorruptImage, TooManyPixels, UnsupportedFormat
 from tests.hostile_images import (
     NAMES,
@@ -100,6 +100,7 @@ SOUND_JPEGS: dict[str, bytes] = {
     "a thumbnail": in_jpeg(segment(0xE1, _thumbnail())),
     "extended XMP": in_jpeg(*[segment(0xE1, b"http://ns.adobe.com/xmp/extension/\0" + bytes(65_000))] * 60),
     "a depth map": in_jpeg(*[segment(0xEB, RANDOM.randbytes(65_000))] * 60),
+    "an editor's notes": in_jpeg(*[segment(0xED, b"Adobe_Photoshop2.5:" + bytes(65_000))] * 2),
     "a film behind it": in_jpeg() + RANDOM.randbytes(9_000_000),
     "another picture behind it": in_jpeg() + encode(Image.fromarray(picture(90, 80)), "JPEG", progressive=True) * 20,
 }
@@ -170,7 +171,11 @@ def test_orientation_is_found_wherever_encoders_write_it(make: Callable[[], byte
         (tiff_of_tiles(9, 9, 2048, 2048), tiff_of_tiles(9, 9, 2048, 2064), TooManyPixels),
         (tiff_of_tags(metadata.MAX_TAGS), tiff_of_tags(metadata.MAX_TAGS + 1), UnsupportedFormat),
         (tiff_of_strips(9), tiff_of_strips(9)[:-45], CorruptImage),
-        (bmp_of_run_lengths(4, 4, RUNS), bmp_of_run_lengths(4096, 1025, RUNS), UnsupportedFormat),
+        (
+            bmp_of_run_lengths(4, 4, RUNS),
+            bmp_of_run_lengths(4, 4, RUNS + bytes(MAX_RUN_LENGTH_BYTES)),
+            UnsupportedFormat,
+        ),
         (encode(Image.new("L", (1, MAX_SIDE)), "PNG"), encode(Image.new("L", (1, MAX_SIDE + 1)), "PNG"), TooManyPixels),
         (in_png(), png_header(MAX_SIDE + 1, 1) + png_chunk(b"IDAT", b""), TooManyPixels),
     ],

@@ -1,0 +1,158 @@
+"""What Pillow 12.3 reads wrongly, put right.
+
+Comes in: an image that Pillow has opened and not loaded. Goes out: the picture that its file holds, in a mode that
+`Image.convert("RGB")` converts well. It must not know of limits, orientation or backgrounds.
+"""
+
+import ctypes
+import io
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import cast
+
+import numpy as np
+from PIL import Image, ImageFile, ImagePalette, TiffImagePlugin, TiffTags, _imaging
+
+from service import bmp
+
+_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+_STRIP_PIXELS = 1 << 18
+# For each strip of these Pillow makes a transform anew, which takes half as long as the strip above.
+_LAB_STRIP_PIXELS = 1 << 22
+_YCBCR = 6  # a TIFF's photometric interpretation
+_PLANES = 2  # a TIFF's planar configuration
+_UNASSOCIATED_ALPHA = 2  # a TIFF's extra sample
+# What Pillow multiplies the samples of a gray PNG by that have 2 or 4 bits.
+_GRAY_STEPS = {"L;2": 85, "L;4": 17}
+
+
+def silence_libtiff() -> None:
+    """libtiff writes a line on every damaged image straight to stderr; Pillow's exceptions say the same."""
+    # A Pillow that was built without libtiff, or with it inside, has no such function.
+    with suppress(AttributeError):
+        ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
+
+
+def is_misread(image: ImageFile.ImageFile) -> bool:
+    """Whether it is a TIFF whose samples Pillow takes for others than they are, which cannot be put right.
+
+    It takes brightness and colour for red, green and blue, as which only libtiff gives them. Of samples in planes of
+    their own that libtiff does not read it heeds neither the bits and their order nor what is white, and of alpha in a
+    plane of its own it reads one kind.
+    """
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return False
+    tags, is_raw = image.tag_v2, image.tile[0].codec_name == "raw"
+    photometric = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0)
+    if tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) != _PLANES:
+        return bool(is_raw and photometric == _YCBCR)
+    extra = tags.get(TiffImagePlugin.EXTRASAMPLES, ())
+    is_alpha_read = image.mode == "RGBA" and len(extra) == 1 and (not is_raw or extra == (_UNASSOCIATED_ALPHA,))
+    if image.mode in ("LA", "RGBA") and not is_alpha_read:
+        return True
+    bits = set(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+    is_plain = bits == {8} or image.mode == "1"
+    return is_raw and (not is_plain or photometric in (0, _YCBCR) or tags.get(TiffImagePlugin.FILLORDER, 1) != 1)
+
+
+def load(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
+    """The picture, from the bytes that `image` was opened from; raises what Pillow does, and `CorruptImage`."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        _forget_subdirectories(image)
+        _read_palette_of_bytes(image)
+    stored = image.tile[0] if image.tile else None  # forgotten once the pixels are there
+    if stored and stored.codec_name == "bmp_rle":
+        _expand_run_lengths(image, data)
+    image.load()
+    if stored:
+        _mend_transparent_colour(image, stored, data)
+    _fill_unused_alpha(image)
+    return _eight_bits(image) if image.mode in _SIXTEEN_BIT_MODES else image
+
+
+def strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """The image in strips, each with the row that it begins at: a copy of a large image takes as much memory as it."""
+    rows = max(1, (_LAB_STRIP_PIXELS if image.mode == "LAB" else _STRIP_PIXELS) // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        yield top, image.crop(box) if rows < image.height else image
+
+
+def _forget_subdirectories(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Keep Pillow from reading the directories of metadata that the first one points to, however large they are."""
+    exif = image.getexif()
+    for key in TiffTags.TAGS_V2_GROUPS:
+        if key in exif:
+            del exif[key]
+
+
+def _read_palette_of_bytes(image: TiffImagePlugin.TiffImageFile) -> None:
+    """A TIFF's palette has 16 bits a value, but that of some writers 8, as libtiff knows; Pillow makes it black."""
+    if image.mode == "P" and max(colours := image.tag_v2[TiffImagePlugin.COLORMAP]) < 256:
+        image.palette = ImagePalette.raw("RGB;L", bytes(colours))
+
+
+def _expand_run_lengths(image: ImageFile.ImageFile, data: bytes) -> None:
+    """Have Pillow read the pixels of a BMP as if they had been stored one by one."""
+    (tile,) = image.tile
+    _, four_bits, direction = cast(tuple[str, bool, int], tile.args)
+    image.fp = io.BytesIO(bmp.indices(data[tile.offset :], *image.size, four_bits))
+    image.tile = [tile._replace(codec_name="raw", offset=0, args=("L" if image.mode == "L" else "P", 0, direction))]
+
+
+def _mend_transparent_colour(image: ImageFile.ImageFile, stored: ImageFile._Tile, data: bytes) -> None:
+    """Compare a PNG's pixels with its transparent colour, which Pillow leaves as it is in the file, in full."""
+    colour = image.info.get("transparency")
+    if isinstance(colour, tuple) and stored.args == "RGB;16B":
+        del image.info["transparency"]
+        image.putalpha(_unlike(colour, image, _low_bytes(data)))
+    elif isinstance(colour, int) and stored.args in _GRAY_STEPS:
+        image.info["transparency"] = colour * _GRAY_STEPS[stored.args]
+
+
+def _low_bytes(data: bytes) -> Image.Image:
+    """Of a PNG of 16 bits a sample what Pillow leaves out."""
+    image = Image.open(io.BytesIO(data), formats=["PNG"])
+    image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]
+    image.load()
+    return image
+
+
+def _unlike(colour: tuple[int, ...], high: Image.Image, low: Image.Image) -> Image.Image:
+    """A mask of the pixels of another colour, from the high and low bytes of their samples."""
+    unlike = np.empty((high.height, high.width), np.uint8)
+    for (top, high_bytes), (_, low_bytes) in zip(strips(high), strips(low), strict=True):
+        samples = np.asarray(high_bytes).astype(np.uint16) << 8 | np.asarray(low_bytes)
+        unlike[top : top + len(samples)] = (samples != colour).any(axis=-1) * np.uint8(255)
+    return Image.fromarray(unlike)
+
+
+def _fill_unused_alpha(image: ImageFile.ImageFile) -> None:
+    """Make a BMP opaque whose alpha is zero everywhere: who wrote it left it alone, and viewers show the picture."""
+    if image.format == "BMP" and image.mode == "RGBA" and not image.getchannel("A").getbbox():
+        image.putalpha(255)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit gray -> 8-bit gray, as Pillow itself reads 16-bit colour; its own conversion clips to white instead.
+
+    Where one value is transparent, the result has an alpha channel.
+    """
+    samples = np.asarray(image)
+    bits, white_is_zero = _tiff_samples(image)
+    gray = (samples >> (bits - 8)).astype(np.uint8)
+    if white_is_zero:
+        gray = ~gray
+    if "transparency" not in image.info:
+        return Image.fromarray(gray)
+    alpha = np.where(samples == image.info["transparency"], 0, 255).astype(np.uint8)
+    return Image.fromarray(np.dstack([gray, alpha]))
+
+
+def _tiff_samples(image: Image.Image) -> tuple[int, bool]:
+    """Bits a sample and whether white is zero, neither of which Pillow heeds in its 16-bit modes."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 16, False
+    bits = image.tag_v2[TiffImagePlugin.BITSPERSAMPLE][0]
+    # Of a file that does not say, Pillow supposes the same.
+    return bits, image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0) == 0
