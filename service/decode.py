@@ -157,7 +157,7 @@ class Decoder:
         most = MAX_DECODED_TIMES * self.max_pixels
         if stripped.frames_pixels > most:
             raise _too_many_pixels(f"{stripped.frames_pixels} pixels in all frames of the AVIF", most)
-        image = _open(stripped.data, self.max_pixels)
+        image = _open(stripped.data)
         try:
             self._check_header(image, size)
             width, height = image.size
@@ -248,41 +248,30 @@ def _base64_problem(text: bytes) -> str:
     return "the row's base64 padding is wrong"
 
 
-def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
-    try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise _too_many_pixels("the image", max_pixels) from error
-    except MemoryError:
-        raise
-    except Exception as error:
-        name, complaint = _complaint(data)
-        if complaint.startswith(_OF_UNKNOWN_KIND):
-            raise UnsupportedFormat(
-                f"{name} of this kind is not read ({complaint}); save it as gray or RGB of 8 bits a sample"
-            ) from error
-        # A known signature in front of a header that cannot be read is damage, not an unknown format.
-        if name:
-            raise CorruptImage("the image is truncated or corrupt in its header") from error
-        hint = ""
-        if _LOOKS_LIKE_BASE64.match(data):
-            hint = "; if it is base64 text, set the request parameter base64_encoded to true"
-        raise UnsupportedFormat(f"the row is none of {', '.join(FORMATS)}{hint}") from error
-
-
-def _complaint(data: bytes) -> tuple[str, str]:
-    """The format whose signature the data has, and what its reader says, which `Image.open` does not tell."""
+def _open(data: bytes) -> ImageFile.ImageFile:
+    """As `Image.open`, which does not tell what a format's reader complains of."""
     for name in filter(Image.OPEN.__contains__, FORMATS):
-        read, accept = Image.OPEN[name]
-        if accept is not None and accept(data[:16]) is True:
-            try:
-                read(io.BytesIO(data), "")
-            except MemoryError:
-                raise
-            except Exception as error:
-                return ("", "") if str(error).endswith(_OF_ANOTHER_FORMAT) else (name, str(error))
-            return name, ""
-    return "", ""
+        read, accepts = Image.OPEN[name]
+        if accepts is None or accepts(data[:16]) is not True:
+            continue
+        try:
+            return read(io.BytesIO(data), "")
+        except MemoryError:
+            raise
+        except Exception as error:
+            complaint = str(error)
+            if complaint.endswith(_OF_ANOTHER_FORMAT):
+                break
+            if complaint.startswith(_OF_UNKNOWN_KIND):
+                raise UnsupportedFormat(
+                    f"{name} of this kind is not read ({complaint}); save it as gray or RGB of 8 bits a sample"
+                ) from error
+            # A known signature in front of a header that cannot be read is damage, not an unknown format.
+            raise CorruptImage("the image is truncated or corrupt in its header") from error
+    hint = ""
+    if _LOOKS_LIKE_BASE64.match(data):
+        hint = "; if it is base64 text, set the request parameter base64_encoded to true"
+    raise UnsupportedFormat(f"the row is none of {', '.join(FORMATS)}{hint}")
 
 
 def _too_many_pixels(found: str, max_pixels: int) -> TooManyPixels:

@@ -6,9 +6,10 @@ end, drained. It must not know how an image becomes an embedding.
 
 import contextlib
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,7 +88,7 @@ def serve_by_triton(parts: Parts, shutdown: threading.Event, start_seconds: floa
         images = _lanes(parts) * parts.settings.max_batch_size
         canary = Canary(parts.known, parts.client, by_device(parts.pipelines))
         watchdog = Watchdog(triton, parts.encoders, images, parts.metrics, parts.client, canary)
-        _watch(watchdog, parts.heartbeat, shutdown.wait)
+        _watch(watchdog, parts.heartbeat, shutdown)
         _wind_down(parts, triton, watchdog)
 
 
@@ -198,13 +199,14 @@ def _announce(parts: Parts) -> None:
         )
 
 
-def _watch(watchdog: Watchdog, heartbeat: Heartbeat, is_over: Callable[[float], bool]) -> None:
-    """Look after the service until `is_over`, which waits so many seconds, says so.
+def _watch(watchdog: Watchdog, heartbeat: Heartbeat, over: threading.Event, seconds: float = math.inf) -> None:
+    """Look after the service until it is `over`, for so many seconds at most.
 
     Raises:
         ServiceFailure: the service can answer no more.
     """
-    while not is_over(_LOOK_SECONDS):
+    end = time.monotonic() + seconds
+    while not over.wait(max(0.0, min(_LOOK_SECONDS, end - time.monotonic()))) and time.monotonic() < end:
         watchdog.look()
         heartbeat.send()
 
@@ -217,16 +219,5 @@ def _wind_down(parts: Parts, triton: SupervisedTriton, watchdog: Watchdog) -> No
     """
     logger.info("stopping: it does not look ready any more; what is accepted will be answered")
     triton.report_not_ready()
-    _watch(watchdog, parts.heartbeat, _grace(parts.settings.shutdown_grace_s))
+    _watch(watchdog, parts.heartbeat, threading.Event(), parts.settings.shutdown_grace_s)
     triton.drain(_IDLE_SECONDS + parts.settings.max_queue_delay_us / 1e6)
-
-
-def _grace(seconds: float) -> Callable[[float], bool]:
-    """Is over after so many seconds."""
-    end = time.monotonic() + seconds
-
-    def is_over(wait_seconds: float) -> bool:
-        time.sleep(max(0.0, min(wait_seconds, end - time.monotonic())))
-        return time.monotonic() >= end
-
-    return is_over

@@ -333,17 +333,8 @@ def _tiff_order(data: bytes) -> str:
 def _exif_orientation(exif: bytes) -> tuple[bool, int | None]:
     """Whether the first directory has an orientation, and its value where it is a number."""
     block = exif.removeprefix(_EXIF)
-    order = {b"II": "<", b"MM": ">"}.get(block[:2])
-    if order is None:
-        return False, None
-    try:
-        (offset,) = struct.unpack_from(order + "I", block, 4)
-        (count,) = struct.unpack_from(order + "H", block, offset)
-        for place in range(offset + 2, offset + 2 + 12 * count, 12):
-            tag, kind, values = struct.unpack_from(order + "HHI", block, place)
-            if tag == _ORIENTATION:
-                form = {3: "H", 4: "I"}.get(kind)
-                return True, struct.unpack_from(order + form, block, place + 8)[0] if form and values == 1 else None
-    except struct.error:
-        pass
+    for tag, kind, count, place in _tiff_tags(block) if block.startswith((b"II", b"MM")) else ():
+        if tag == _ORIENTATION:
+            values = _tiff_numbers(block, kind, count, place) if kind in (3, 4) and count == 1 else ()
+            return True, values[0] if values else None
     return False, None

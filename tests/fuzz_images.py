@@ -197,8 +197,9 @@ def main(first: int, step: int, count: int, note: Path) -> None:
                 try:
                     image = decoder.decode(decoder.image_bytes(data, False))
                     preprocessor.resize_into(square, image.pixels, image.extent, image.transpose)
-                except ClientFault:
-                    pass
+                except ClientFault as fault:
+                    if not str(fault).isprintable():
+                        print(f"seed {seed}: {fault!r}", flush=True)
                 except BaseException as error:
                     print(f"seed {seed}: {error!r}", flush=True)
             if (seconds := time.process_time() - start) > SECONDS:

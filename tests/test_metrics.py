@@ -174,25 +174,6 @@ def test_a_scrape_that_fails_is_one_event_in_the_log(
     assert capfd.readouterr().err == ""
 
 
-def test_measurements_of_many_threads_are_all_counted() -> None:
-    metrics = Metrics()
-
-    def measure() -> None:
-        for _ in range(500):
-            with metrics.batch_in_the_works(), metrics.stage("resize"):
-                metrics.answered("ok")
-
-    threads = [threading.Thread(target=measure) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    value = metrics.registry.get_sample_value
-    assert value("embed_images_total", {"code": "ok"}) == 4000
-    assert value("embed_stage_seconds_count", {"stage": "resize"}) == 4000
-    assert value("embed_busy_lanes") == 0
-
-
 @pytest.mark.parametrize("path", ["/", "/metrics/", "/metricsx", "/v2/health/ready", "/../metrics"])
 def test_there_is_nothing_at_other_paths(triton: LocalClient, path: str) -> None:
     with _served(Metrics(), triton) as url:

@@ -72,12 +72,6 @@ def test_normalize_gives_unit_norms_and_changes_nothing_else(running: ServicePro
     assert cosines(normalized, plain).min() > 0.99999
 
 
-def test_options_of_triton_are_no_parameters_of_ours(running: ServiceProcess) -> None:
-    options = {"priority": 1, "timeout": 30_000_000, "sequence_id": 7, "sequence_start": True, "sequence_end": True}
-    parameters = {"base64_encoded": True, "binary_data_output": False, **options}
-    assert post_json(running, [base64_text(photographs()[0])], parameters).status_code == 200
-
-
 def test_prepared_pixel_values_give_the_same_embeddings(running: ServiceProcess) -> None:
     drawn = Image.new("RGB", (300, 200), "orange")
     values = reference.pixel_values([drawn, drawn.rotate(45)]).astype(np.float32)
@@ -141,12 +135,6 @@ def test_the_statistics_of_siglip_move_without_clients(running: ServiceProcess) 
 
     before = served()
     wait_for(lambda: served() >= before + 2, seconds=30)
-
-
-@pytest.mark.parametrize("path", ["repository/index", "repository/models/siglip/unload", "logging", "trace/setting"])
-def test_nobody_steers_the_server_without_its_token(running: ServiceProcess, path: str) -> None:
-    assert requests.post(f"{running.url}/v2/{path}", json={}, timeout=30).status_code == 403
-    assert running.is_ready()
 
 
 def _png(image: Image.Image) -> bytes:
