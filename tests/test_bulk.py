@@ -11,6 +11,7 @@ import tarfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from ray.exceptions import RayError
 from service.bulk import cluster, command
 from service.bulk.cluster import Shares, divide
 from service.bulk.command import _report, main
-from service.bulk.embedder import Embedder
+from service.bulk.embedder import Embedder, _watch
 from service.bulk.folder import Folder, Reader
 from service.bulk.plan import Mismatch, Plan
 from service.bulk.strikes import Strikes
@@ -37,6 +38,7 @@ from service.cores import Cores
 from service.demo.drawings import draw
 from service.encoder import Encoder
 from service.errors import ServiceFailure, StartupFault
+from service.metrics import Metrics
 from service.settings import Settings, load_settings
 from tests.images import sample
 
@@ -174,6 +176,43 @@ def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signal, "signal", lambda *_: None)
 
 
+def test_a_run_that_is_ended_tells_by_which_signal(
+    lake: Path, out: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray has a handler of its own, and where it waits it raises an interrupt of its own."""
+    utils = ray._private.utils
+    monkeypatch.setattr(utils, "set_sigterm_handler", utils.set_sigterm_handler)  # as it was, when this is over
+
+    def wait(*_: object, **__: object) -> None:
+        utils.set_sigterm_handler(lambda number, _: sys.exit(number))  # type: ignore[no-untyped-call]
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ray, "init", wait)
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        assert main([str(lake), "--out", out.path]) == 143
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert capsys.readouterr().err.endswith(f"To go on:\n  python -m service.bulk {lake} --out {out.path}\n")
+
+
+@pytest.mark.usefixtures("one_worker")
+def test_a_link_that_leads_elsewhere_is_another_source(
+    lake: Path, out: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cluster, "work", lambda *_: ())
+    link = lake.with_name("link")
+    link.symlink_to(lake)
+    assert main([str(link), "--out", out.path]) == 1
+    link.unlink()
+    link.symlink_to(lake / "sub")
+    assert main([str(link), "--out", out.path]) == 2
+    said = capsys.readouterr().err
+    assert f"is of source {lake}, " in said and f"it would be source {lake}/sub, " in said
+
+
 @pytest.mark.usefixtures("one_worker")
 def test_a_source_that_has_no_images_any_more_is_told_whatever_earlier_runs_have_planned(
     lake: Path, out: Folder, capsys: pytest.CaptureFixture[str]
@@ -301,14 +340,13 @@ def test_one_run_at_a_time_writes_into_a_folder(out: Folder) -> None:
 def test_rows_hold_what_the_pipeline_makes_of_each_image(lake: Path, out: Folder, embedder: Embedder) -> None:
     (lake / "large.png").write_bytes(bytes(100_001))
     (lake / "gone.png").symlink_to("nowhere")
-    Path(os.fsdecode(os.fsencode(lake) + b"/caf\xe9.jpg")).touch()
     (lake / "turned.jpg").write_bytes(sample("jpeg_turned").data)
     answers = _work(lake, out, embedder)
-    assert [answer["images"] for answer in answers] == [4, 4, 4, 2]
+    assert [answer["images"] for answer in answers] == [4, 4, 4, 1]
     rows = _rows(out)
     errors = {name: error.partition(":")[0] for name, error in _errors(out).items()}
-    assert sum(answer["failed"] for answer in answers) == 3
-    assert errors == {"large.png": "too_many_bytes", "gone.png": "unreadable", "caf\\xe9.jpg": "unreadable"}
+    assert sum(answer["failed"] for answer in answers) == 2
+    assert errors == {"large.png": "too_many_bytes", "gone.png": "unreadable"}
     assert rows["gone.png"][1] == "unreadable: No such file or directory"
     names = sorted(rows.keys() - errors.keys())
     expected = embedder.embed([(lake / name).read_bytes() for name in names])
@@ -322,6 +360,17 @@ def _assert_embedded(out: Folder, embedder: Embedder, images: Mapping[str, bytes
     assert rows.keys() == images.keys()
     for name, outcome in zip(images, embedder.embed(list(images.values())), strict=True):
         assert isinstance(outcome, np.ndarray) and rows[name] == pytest.approx(outcome.tolist(), abs=1e-4)
+
+
+def test_names_on_this_machine_are_bytes(lake: Path, out: Folder, embedder: Embedder) -> None:
+    images = {str(path.relative_to(lake)): path.read_bytes() for path in lake.rglob("*.jpg")}
+    odd = Path(os.fsdecode(os.fsencode(lake) + b"/caf\xe9"))
+    odd.mkdir()
+    (odd / "10.jpg").write_bytes(_drawing(10))
+    _tar(odd / "a.tar", {"11.jpg": _drawing(11)})
+    _work(lake, out, embedder)
+    odd_images = {"caf\\xe9/10.jpg": _drawing(10), "caf\\xe9/a.tar/11.jpg": _drawing(11)}
+    _assert_embedded(out, embedder, images | odd_images)
 
 
 def test_images_in_tar_files_are_embedded_as_those_beside_them(lake: Path, out: Folder, embedder: Embedder) -> None:
@@ -425,9 +474,9 @@ def test_parts_that_cannot_be_read_do_not_count_as_embedded(
 ) -> None:
     _work(lake, out, embedder)
     plan = _plan(lake, out, Origin(embedder.fingerprint, "embed_image", "False"))
-    assert _report("OUT", out, plan, set(), Progress(), LeftOut()) == 0
+    assert _report("OUT", out, plan, Progress(), LeftOut()) == 0
     Path(out.path, plan.chunks[0].part).unlink()
-    assert _report("OUT", out, plan, set(), Progress(), LeftOut()) == 1
+    assert _report("OUT", out, plan, Progress(), LeftOut()) == 1
     said = capsys.readouterr().err
     assert "OUT: 10 embeddings" in said and "OUT: 6 embeddings" in said and "the parts of 4 images cannot be" in said
 
@@ -478,6 +527,28 @@ def test_a_full_disk_is_not_kept_full(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not list(tmp_path.iterdir())
 
 
+def test_what_killed_processes_have_left_unfinished_goes_with_the_next_run(lake: Path, out: Folder) -> None:
+    _plan(lake, out)
+    left = [Path(folder.path, ".0000.parquet.0123.unfinished") for folder in (out, out.below("_plan"))]
+    for path in left:
+        path.touch()
+    assert len(_plan(lake, out).chunks) == 3
+    assert not any(path.exists() for path in left)
+
+
+def test_two_workers_may_be_done_with_the_same_chunk(lake: Path, out: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunk, strikes, names = _plan(lake, out).chunks[0], Strikes(out), Folder.names
+
+    def list_and_lose(self: Folder, start: str = "") -> list[str]:
+        listed = names(self, start)
+        self.clear() if start.endswith(".parquet.") else None
+        return listed
+
+    strikes.begin(chunk)
+    monkeypatch.setattr(Folder, "names", list_and_lose)
+    strikes.end(chunk)
+
+
 def test_what_failed_is_embedded_again_on_demand_only(lake: Path, out: Folder, embedder: Embedder) -> None:
     sound = {name: (lake / name).read_bytes() for name in ("0.jpg", "2.jpg")}
     for name, data in sound.items():
@@ -485,6 +556,8 @@ def test_what_failed_is_embedded_again_on_demand_only(lake: Path, out: Folder, e
     _work(lake, out, embedder)
     before = _rows(out)
     assert _errors(out).keys() == sound.keys() and np.isnan(before["2.jpg"][0]).all()
+    part = Path(out.path, "0000-000000.parquet")
+    pq.write_table(pq.read_table(part).take([3, 2, 1, 0]), part)  # as earlier versions left some
     (lake / "4.jpg").unlink()  # what is embedded is not read again
     for name, data in sound.items():
         still = _errors(out).keys()
@@ -498,6 +571,37 @@ def test_what_failed_is_embedded_again_on_demand_only(lake: Path, out: Folder, e
         assert _errors(out).keys() == still - {name}
     after = _rows(out)
     assert after.keys() == before.keys() and after["4.jpg"] == before["4.jpg"]
+
+
+def test_of_two_images_with_one_id_the_one_that_failed_is_embedded_again(
+    tmp_path: Path, out: Folder, embedder: Embedder
+) -> None:
+    failed, sound = tmp_path / "lake" / "a\nb.jpg", tmp_path / "lake" / r"a\nb.jpg"
+    failed.parent.mkdir()
+    failed.touch()
+    sound.write_bytes(_drawing(1))
+    _work(failed.parent, out, embedder)
+    for _ in range(2):  # it stays where it is in the part
+        _work(failed.parent, out, embedder, again=True)
+        assert [bool(error) for error in pq.read_table(out.path)["error"].to_pylist()] == [True, False]
+    failed.write_bytes(_drawing(0))
+    _work(failed.parent, out, embedder, again=True)
+    rows = pq.read_table(out.path)
+    assert rows["id"].to_pylist() == [sound.name] * 2
+    for embedding, outcome in zip(rows["embedding"], embedder.embed([_drawing(0), _drawing(1)]), strict=True):
+        assert isinstance(outcome, np.ndarray) and embedding.as_py() == pytest.approx(outcome.tolist(), abs=1e-4)
+
+
+@pytest.mark.usefixtures("one_worker")
+def test_what_is_gone_before_it_is_embedded_is_no_failure(
+    lake: Path, out: Folder, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "ask", lambda *_: Facts(embedder.fingerprint, 1))
+    monkeypatch.setattr(cluster, "work", lambda *_: _work(lake, out, embedder))
+    _plan(lake, out, Origin(embedder.fingerprint, "embed_image", "False"))
+    (lake / "2.jpg").unlink()
+    assert main([str(lake), "--out", out.path]) == 0
+    assert _errors(out) == {"2.jpg": "unreadable: No such file or directory"}
 
 
 @pytest.mark.usefixtures("one_worker")
@@ -575,23 +679,36 @@ def test_what_the_encoder_fails_at_is_tried_again_image_by_image(
     assert str(second).startswith("internal_error: ")
 
 
-def test_a_worker_whose_batch_does_not_end_ends(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
-    encode, codes, over = Encoder.encode, list[int](), threading.Event()
+def test_a_worker_whose_batch_does_not_end_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, codes, over = Encoder._run_batch, list[int](), threading.Event()
 
-    def hang(self: Encoder, pixels: Any) -> Any:
-        assert over.wait(60)
-        return encode(self, pixels)
+    def hang(self: Encoder, images: Any) -> Any:
+        if not over.wait(10):
+            pytest.fail("nobody has ended it")  # no Exception, which would be taken for the device's
+        return run(self, images)
 
     def end(code: int) -> None:
         codes.append(code)
         over.set()
 
-    monkeypatch.setattr(Encoder, "encode", hang)
+    monkeypatch.setattr("service.bulk.embedder._STAGE_SECONDS", 0.3)
+    monkeypatch.setattr("service.bulk.embedder._STAGE_TIMES", 0.0)
+    monkeypatch.setattr("service.bulk.embedder._LOOK_SECONDS", 0.1)
+    embedder = Embedder(SETTINGS, Cores())
+    monkeypatch.setattr(Encoder, "_run_batch", hang)
     monkeypatch.setattr(os, "_exit", end)
-    monkeypatch.setattr(embedder, "_image_seconds", 0.0)
-    monkeypatch.setattr("service.bulk.embedder._BATCH_SECONDS", 0.0)
     embedder.embed([_drawing(1)])
     assert codes == [1]
+
+
+def test_time_in_which_a_worker_was_frozen_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds, ends = iter([0.0, 1.0, *np.arange(1000.0, 1100.0)]), list[str]()
+    clock = SimpleNamespace(monotonic=lambda: next(seconds), sleep=lambda _: None)
+    monkeypatch.setattr("service.bulk.embedder.time", clock)
+    monkeypatch.setattr("service.bulk.embedder._end", ends.append)
+    monkeypatch.setattr(Metrics, "longest_stage", lambda _: np.inf)
+    _watch(Metrics(), 20.0)
+    assert ends and next(seconds) == 1022.0
 
 
 def test_a_worker_whose_device_is_broken_ends(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,8 @@ def cluster(address: str) -> Iterator[None]:
         ConnectionError: it does not answer.
     """
     own = address == "local"
+    # Ray's own handler of SIGTERM would end the process without a word, and with another exit code.
+    ray._private.utils.set_sigterm_handler = lambda _: None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # on what a version to come will do
         ray.init(

@@ -10,7 +10,7 @@ import os
 import shlex
 import signal
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,7 +22,7 @@ from service.bulk.strikes import Strikes
 from service.client.locks import Busy
 from service.client.progress import Progress, say
 from service.client.rows import Origin, report
-from service.client.sources import LeftOut, Place, id_of
+from service.client.sources import LeftOut, id_of
 from service.errors import StartupFault
 from service.settings import Settings, load_settings
 
@@ -50,6 +50,13 @@ def main(arguments: Sequence[str]) -> int:
         os.environ.setdefault(name, value)
     from ray.exceptions import RayError  # only now: it takes a second, and reads the environment
 
+    ended_by = [int(signal.SIGINT)]  # of which nobody tells: Python takes it itself
+
+    def interrupt(number: int, _: object) -> NoReturn:
+        ended_by.append(number)  # where Ray waits, it takes this exception, and raises another one
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         return _embed(options, _settings(rest))
     except RayError as error:
@@ -58,17 +65,13 @@ def main(arguments: Sequence[str]) -> int:
         return _complain(getattr(error, "cause", None) or last_line, 3)
     except (StartupFault, Mismatch, Busy, NothingToDo, OSError, pa.ArrowException) as error:
         return _complain(error, 2)
-    except KeyboardInterrupt as interrupt:
+    except KeyboardInterrupt:
         say("stopped; all parts that are done are kept. To go on:")
         say(f"  python -m service.bulk {shlex.join(arguments)}")
-        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+        return 128 + ended_by[-1]
     except Exception as error:  # or Python would end it with 1, as if all but a few images were embedded
         traceback.print_exc()
         return _complain(f"{type(error).__name__}: {error}", 3)
-
-
-def _interrupt(number: int, _: object) -> NoReturn:
-    raise KeyboardInterrupt(number)
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -106,28 +109,21 @@ def _embed(options: argparse.Namespace, settings: Settings) -> int:
 
     source, out, left_out = Folder.at(options.source), Folder.at(options.out), LeftOut()
     with out.for_one_run(), cluster(options.address):
-        signal.signal(signal.SIGTERM, _interrupt)  # only now: Ray has set a handler of its own
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # before that of Ray's core, which aborts
         shares = divide(settings.device, options.worker_cpus)
         settings = settings.model_copy(update={"device": "cuda" if shares.gpus else "cpu"})
         facts = ask(settings, shares)
         site = Site(source, out, Origin(facts.fingerprint, "embed_image", str(settings.default_normalize)))
-        plan = Plan(out, source.path, site.origin)
+        # Where a link leads, or other images would count as done once it leads elsewhere.
+        plan = Plan(out, id_of(os.path.realpath(source.path)) if source.is_local else source.path, site.origin)
         failed = plan.failed()
-        gone = set(errors_of(out, failed))
-        if not plan.extend(_found(source.images(left_out), gone), options.part_rows):
+        if not plan.extend(source.images(left_out), options.part_rows):
             raise NothingToDo(left_out.instead_of_images(options.source))
         Strikes(out).forget()
         todo = _to_do(plan, failed, options.retry_failed)
         answers = work(todo, options.retry_failed, settings, shares, facts.lanes, site) if todo else ()
         progress = _follow(answers, sum(todo.values()))
-        return _report(options.out, out, plan, gone, progress, left_out)
-
-
-def _found(places: Iterable[Place], gone: set[str]) -> Iterator[Place]:
-    """The same; `gone` loses those that are there."""
-    for place in places:
-        gone.discard(id_of(place.name))
-        yield place
+        return _report(options.out, out, plan, progress, left_out)
 
 
 def _to_do(plan: Plan, failed: Mapping[Chunk, int], retry_failed: bool) -> dict[Chunk, int]:
@@ -149,7 +145,7 @@ def _follow(answers: Iterable[Mapping[str, int]], total: int) -> Progress:
     return progress
 
 
-def _report(where: str, out: Folder, plan: Plan, gone: set[str], progress: Progress, left_out: LeftOut) -> int:
+def _report(where: str, out: Folder, plan: Plan, progress: Progress, left_out: LeftOut) -> int:
     failed, planned = plan.failed(), sum(chunk.images for chunk in plan.chunks)
     there, rate = sum(chunk.images for chunk in failed), progress.done / progress.seconds
     embedded = there - sum(failed.values())
@@ -157,10 +153,10 @@ def _report(where: str, out: Folder, plan: Plan, gone: set[str], progress: Progr
     if there < planned:
         say(f"the parts of {planned - there:,} images cannot be read (yet); the same command goes on with them")
     errors = errors_of(out, failed)
-    still_gone = gone & errors.keys()
-    for line in (*report(errors, still_gone), *left_out.lines()):
+    gone = plan.gone & errors.keys()
+    for line in (*report(errors, gone), *left_out.lines()):
         say(line)
-    return 1 if embedded + len(still_gone) < planned or left_out.unlisted else 0
+    return 1 if embedded + len(gone) < planned or left_out.unlisted else 0
 
 
 def _complain(error: object, exit_code: int) -> int:

@@ -4,11 +4,11 @@ Comes in: the settings, and the cores that the process may use. Goes out: what t
 know of files or Ray.
 """
 
-import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from service.assembly import build_pipelines, known_embedding, load_encoders
@@ -20,11 +20,12 @@ from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-# For a batch, beside ten times its share of the device, for which all lanes may wait: no image takes as long to decode,
-# also where one core has all of a batch.
-_BATCH_SECONDS = 60.0
-_IMAGE_SECONDS = 10.0
-_IMAGE_TIMES = 10.0
+# As the service's watchdog: no image takes as long to decode, and all lanes may wait for each other. Where more than
+# some seconds have passed between two looks, the process has been frozen.
+_STAGE_SECONDS = 20.0
+_STAGE_TIMES = 5.0
+_LOOK_SECONDS = 1.0
+_FROZEN_SECONDS = 4.0
 
 
 class Embedder:
@@ -44,19 +45,17 @@ class Embedder:
         self._pipelines = build_pipelines(settings, preprocessor, encoders, cores, helpers, metrics)
         self.dimension = encoders[0].dimension
         self.lanes = settings.lanes or encoders[0].lanes
-        self._image_seconds = _IMAGE_SECONDS + _IMAGE_TIMES * encoders[0].image_seconds
         known_embedding(self._pipelines)
+        most_seconds = _STAGE_SECONDS + _STAGE_TIMES * self.lanes * settings.max_batch_size * encoders[0].image_seconds
+        threading.Thread(target=_watch, args=(metrics, most_seconds), name="watch", daemon=True).start()
 
     def embed(self, images: Sequence[bytes]) -> list[Outcome]:
         """Each image's embedding (float32 `[D]`) or its fault, in the images' order.
 
         An image whose fault is not its own is tried again by itself. Where not even a known image can be embedded any
-        more, or this does not come to an end, the process ends, for another to take its place.
+        more, or a stage does not come to an end, the process ends, for another to take its place.
         """
-        with self._in_time(len(images)):
-            return self._outcomes([Row(image, False) for image in images])
-
-    def _outcomes(self, rows: Sequence[Row]) -> list[Outcome]:
+        rows = [Row(image, False) for image in images]
         (pipeline,) = self._pipelines
         outcomes = pipeline.embed(rows)
         if any(isinstance(outcome, InternalFault) for outcome in outcomes):
@@ -71,16 +70,16 @@ class Embedder:
         except StartupFault as fault:
             _end(f"this worker can embed nothing any more, and ends: {fault}")
 
-    @contextlib.contextmanager
-    def _in_time(self, images: int) -> Iterator[None]:
-        """End the process where so many images take far longer than they can."""
-        seconds = _BATCH_SECONDS + images * self._image_seconds
-        timer = threading.Timer(seconds, _end, [f"a batch has not ended after {seconds:.0f} s; this worker ends"])
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
+
+def _watch(metrics: Metrics, most_seconds: float) -> None:
+    """End the process where a stage takes far longer than it can; time in which it was frozen does not count."""
+    looked_at = awake_since = time.monotonic()
+    while min(metrics.longest_stage(), looked_at - awake_since) <= most_seconds:
+        time.sleep(_LOOK_SECONDS)
+        now = time.monotonic()
+        awake_since = now if now - looked_at > _FROZEN_SECONDS else awake_since
+        looked_at = now
+    _end(f"a decode or encode has not ended after {most_seconds:.0f} s; this worker ends")
 
 
 def _end(why: str) -> None:

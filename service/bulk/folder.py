@@ -129,9 +129,14 @@ class Folder:
     @contextlib.contextmanager
     def _opened(self, name: str) -> Iterator[tuple[BinaryIO, Stamp]]:
         stamp = self.stamp(name)  # first, or it could be of what comes after what is read
-        with self.filesystem.open_input_file(f"{self.path}/{name}") as file:
+        with self.filesystem.open_input_file(self.path_of(name)) as file:
             size = _HEADER_BYTES if self.is_local else _HEADER_BYTES_OF_A_STORE
             yield cast(BinaryIO, io.BufferedReader(file, size)), stamp
+
+    def path_of(self, name: str) -> str | bytes:
+        """A file's path as Arrow takes it: on this machine, names are bytes."""
+        path = f"{self.path}/{name}"
+        return os.fsencode(path) if self.is_local else path
 
     def stamp(self, name: str) -> Stamp:
         """What differs when a file has been written anew: its size in bytes, and its time in nanoseconds.
@@ -139,6 +144,9 @@ class Folder:
         Raises:
             OSError, ValueError: it is not there, or nobody can tell.
         """
+        if self.is_local:
+            status = os.stat(self.path_of(name))
+            return status.st_size, status.st_mtime_ns
         info = self.filesystem.get_file_info(f"{self.path}/{name}")
         if not info.is_file:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -165,12 +173,18 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Have a file no more; raises OSError."""
-        self.filesystem.delete_file(f"{self.path}/{name}")
+        with contextlib.suppress(FileNotFoundError):  # two workers may have the same chunk
+            self.filesystem.delete_file(f"{self.path}/{name}")
 
     def clear(self) -> None:
         """Have no files right in the folder; raises OSError."""
         for name in self.names():
             self.remove(name)
+
+    def tidy(self) -> None:
+        """Remove what killed processes have left of tables, where no other run can be writing; raises OSError."""
+        for path in Path(self.path).glob(".*.unfinished") if self.is_local else ():
+            path.unlink(missing_ok=True)
 
     def open_table(self, name: str) -> pq.ParquetFile:
         """A Parquet file whose footer has been read.
@@ -240,7 +254,7 @@ class Reader:
         """
         if place.size is not None:
             return self._tar(place.file).read(place.offset, min(place.size, most))
-        with self._folder.filesystem.open_input_stream(f"{self._folder.path}/{place.file}") as stream:
+        with self._folder.filesystem.open_input_stream(self._folder.path_of(place.file)) as stream:
             data: bytes = stream.read(most)
             return data
 
@@ -263,7 +277,7 @@ class _Tar:
     def read(self, offset: int, size: int) -> bytes:
         with self._lock:
             if self._file is None:
-                self._file = self._folder.filesystem.open_input_file(f"{self._folder.path}/{self._name}")
+                self._file = self._folder.filesystem.open_input_file(self._folder.path_of(self._name))
         data: bytes = self._file.read_at(size, offset)  # as many threads as like to
         if len(data) < size:
             raise OSError(ENDS_WITHIN)

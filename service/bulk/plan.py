@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from service.bulk.folder import Folder, metadata_of
 from service.client.rows import Origin
-from service.client.sources import Place, Stamp
+from service.client.sources import Place, Stamp, id_of
 
 _PLANS = "_plan"
 _SOURCE = "source"
@@ -65,14 +65,22 @@ class Chunk(NamedTuple):
 
 
 class Plan:
-    """All chunks of one `--out`, from this run and from earlier ones."""
+    """All chunks of one `--out`, from this run and from earlier ones.
+
+    Attributes:
+        chunks: of all plans, in their order.
+        gone: ids of images that are planned and that the source does not have any more.
+    """
 
     def __init__(self, out: Folder, source: str, origin: Origin) -> None:
         """Read what is planned; raises Mismatch if that was for another source or other embeddings."""
         self._out = out
         self._folder = out.below(_PLANS)
         self._metadata = {_SOURCE: source, **asdict(origin)}
+        for folder in (out, self._folder):
+            folder.tidy()
         self.chunks = [chunk for name in self._folder.tables() for chunk in self._read(name)]
+        self.gone = set[str]()
 
     def extend(self, places: Iterable[Place], part_rows: int) -> int:
         """Plan the images that are in no plan so far, so many a part; the number of all `places`."""
@@ -108,7 +116,7 @@ class Plan:
     def _compare(self, places: Iterable[Place]) -> tuple[int, pa.Table, dict[bytes, Place]]:
         """How many there are, those that are in no plan, and those whose tar file is another one than planned."""
         known, stamps = self._known()
-        listed, new, moved = 0, [_COLUMNS.empty_table()], dict[bytes, Place]()
+        listed, new, moved, gone = 0, [_COLUMNS.empty_table()], dict[bytes, Place](), set(known)
         rest = iter(places)
         while batch := {_encoded(place.name): place for place in islice(rest, _BATCH)}:
             listed += len(batch)
@@ -117,6 +125,8 @@ class Plan:
                 if name in known and place.stamp and stamps[_encoded(place.file)] - {place.stamp}:
                     moved[name] = place
             known.update(batch)
+            gone.difference_update(batch)
+        self.gone = {id_of(_decoded(name)) for name in gone}
         return listed, pa.concat_tables(new), moved
 
     def _known(self) -> tuple[set[bytes], defaultdict[bytes, set[Stamp]]]:

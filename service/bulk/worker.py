@@ -100,11 +100,13 @@ class Worker:
     def _rows_again(self, chunk: Chunk) -> pa.Table:
         """The part's rows, those that have an error embedded once more."""
         with self._site.out.open_table(chunk.part) as part:
-            table = part.read()
-        sound = table.filter(table["error"].is_null())
-        there = set(sound["id"].to_pylist())
-        places = [place for place in places_of(self._site.out, chunk) if id_of(place.name) not in there]
-        return pa.concat_tables([sound, self._rows(chunk, places)])
+            table = part.read().sort_by("id")
+        # Row by row, as two names may have one id; and sorted, as earlier versions left parts in another order.
+        places = sorted(places_of(self._site.out, chunk), key=lambda place: id_of(place.name))
+        failed = [number for number, error in enumerate(table["error"].to_pylist()) if error is not None]
+        rows = pa.concat_tables([table, self._rows(chunk, [places[number] for number in failed])])
+        new = dict(zip(failed, range(len(table), len(rows)), strict=True))
+        return rows.take([new.get(number, number) for number in range(len(table))])
 
     def _rows(self, chunk: Chunk, places: Sequence[Place]) -> pa.Table:
         suspect = self._strikes.begin(chunk) >= _STRIKES
