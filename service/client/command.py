@@ -35,6 +35,8 @@ _SCHEMES = ("http", "https", "grpc", "grpcs")
 _TOKEN = re.compile(rb"[A-Za-z0-9._~+/=-]+")
 # A replica may be restarting, but who mistypes an address is not to wait for long.
 _FIRST_ANSWER = Patience(total=10.0, broken=10.0)
+# Three years, which every clock can count.
+_MOST_SECONDS = 1e8
 
 
 class NothingToDo(Exception):
@@ -75,8 +77,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     option("--in-flight", type=_positive, default=60, metavar="N", help="requests under way at a time (default: 60)")
     option("--normalize", action="store_true", help="divide each embedding by its L2 norm")
     option("--retry-failed", action="store_true", help="try again what failed in earlier runs")
-    option("--timeout", type=float, default=900.0, metavar="S", help="seconds for an image, all tries (default: 900)")
-    option("--request-timeout", type=float, default=300.0, metavar="S", help="seconds for one try (default: 300)")
+    option("--timeout", type=_seconds, default=900, metavar="S", help="seconds for an image, all tries (default: 900)")
+    option("--request-timeout", type=_seconds, default=300, metavar="S", help="seconds for one try (default: 300)")
     option("--max-image-bytes", type=_positive, default=2**25, metavar="N", help="larger files fail (default: 32 MiB)")
     option("--model", default="embed_image", help="the model's name (default: embed_image)")
     option("--token-file", type=Path, metavar="FILE", help="file with the service's access token")
@@ -90,6 +92,8 @@ def _url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in _SCHEMES or not parts.hostname:
         raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(f'{s}://HOST:PORT' for s in _SCHEMES)}")
+    if "@" in parts.netloc:
+        raise argparse.ArgumentTypeError("it must hold no name and no password; for a token there is --token-file")
     return parts.geturl().rstrip("/")  # the scheme in lower case
 
 
@@ -104,6 +108,13 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < (seconds := float(text)) <= _MOST_SECONDS:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is no number above 0 and up to {_MOST_SECONDS:,.0f}")
 
 
 async def _embed(options: argparse.Namespace, arguments: Sequence[str]) -> int:

@@ -24,6 +24,7 @@ from service.client.transport import (
     TryAgain,
     read_served,
     refusal,
+    tls_context,
 )
 
 # NOT_FOUND is a replica that is being stopped or started.
@@ -60,6 +61,7 @@ async def connect_grpc(url: str, model: str, access: Access, request_seconds: fl
 def _tls(access: Access) -> Any:
     if access.certificate and not access.key:  # gRPC would end the process
         raise Refused("over gRPC a certificate needs its key in a file of its own; add --key-file")
+    tls_context(access)  # gRPC would take an empty file of authorities for none, and end the process over an empty key
     ca, key, chain = (Path(name).read_bytes() if name else None for name in (access.ca, access.key, access.certificate))
     return grpc.ssl_channel_credentials(ca, key, chain)
 

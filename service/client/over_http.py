@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import json
 import random
-import ssl
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -24,6 +23,7 @@ from service.client.transport import (
     TryAgain,
     read_served,
     refusal,
+    tls_context,
 )
 
 _RAW = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "0"}
@@ -38,6 +38,7 @@ _TRY_AGAIN = {404, 408, 429}
 _NOT_IMPLEMENTED = 501
 _REFUSED = {401, 403}
 _CONNECT_SECONDS = 10.0
+_NO_SERVICE = "what answers there is no service of image embeddings"
 
 
 @contextlib.asynccontextmanager
@@ -47,16 +48,9 @@ async def connect_http(url: str, model: str, access: Access, request_seconds: fl
     headers = {"Accept-Encoding": "identity"}
     if access.token:
         headers["Authorization"] = f"Bearer {access.token}"
-    connector = aiohttp.TCPConnector(limit=0, ssl=_tls(access) if url.startswith("https:") else True)
+    connector = aiohttp.TCPConnector(limit=0, ssl=tls_context(access) if url.startswith("https:") else True)
     async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
         yield HttpTransport(session, f"{url}/v2/models/{model}", request_seconds)
-
-
-def _tls(access: Access) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=access.ca)
-    if access.certificate:
-        context.load_cert_chain(access.certificate, access.key)
-    return context
 
 
 class HttpTransport:
@@ -75,16 +69,19 @@ class HttpTransport:
             parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
             return read_served(parameters, config["output"][0]["dims"])
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise Refused("what answers there is no service of image embeddings") from error
+            raise Refused(_NO_SERVICE) from error
 
     async def embed(self, image: bytes) -> Embedding:
         """The answer is a JSON header, and behind it the float32 values."""
         headers = _RAW if random.randrange(_REQUESTS_A_CONNECTION) else _LAST
         body, header_length = await self._ask("POST", "/infer", self._request_seconds, data=image, headers=headers)
-        return np.frombuffer(body[header_length:], np.float32)
+        try:
+            return np.frombuffer(body[int(header_length) :], np.float32)
+        except ValueError as error:  # such as a proxy's page
+            raise Refused(_NO_SERVICE) from error
 
-    async def _ask(self, method: str, path: str, seconds: float, **content: Any) -> tuple[bytes, int]:
-        """The body of a good answer, and the length of its JSON header."""
+    async def _ask(self, method: str, path: str, seconds: float, **content: Any) -> tuple[bytes, str]:
+        """The body of a good answer, and the length of its JSON header, empty where it is not told."""
         timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=_CONNECT_SECONDS)
         try:
             # Where redirections are followed, a POST comes there as a GET.
@@ -97,7 +94,7 @@ class HttpTransport:
         except (aiohttp.ClientError, OSError) as error:
             raise TryAgain(str(error) or type(error).__name__) from error
         _check(response, body)
-        return body, int(response.headers.get(_HEADER_LENGTH, 0))
+        return body, response.headers.get(_HEADER_LENGTH, "")
 
 
 def _check(response: aiohttp.ClientResponse, body: bytes) -> None:

@@ -112,7 +112,8 @@ class Results:
             raise CannotWrite(f"{self._out} is there, but not {self._parts} to go on from; choose another --out")
         for path in self._sources():
             try:
-                metadata = pq.read_schema(path).metadata or {}
+                with path.open("rb") as file:  # Arrow itself would take a name with a colon for a URI
+                    metadata = pq.read_schema(file).metadata or {}
             except pa.ArrowException as error:
                 raise CannotWrite(f"{path} is no parquet file: {error}") from error
             if (found := Origin.of(metadata)) != origin:
@@ -145,7 +146,7 @@ class Results:
     def _tables(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, pa.Table]]:
         """All rows, a bounded number at a time, each time with the number of their source."""
         for number, path in enumerate(self._sources()):
-            with pq.ParquetFile(path) as file:
+            with path.open("rb") as content, pq.ParquetFile(content) as file:
                 for group in range(file.num_row_groups):
                     yield number, file.read_row_group(group, columns)
 

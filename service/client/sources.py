@@ -84,7 +84,7 @@ class LeftOut:
 
     Attributes:
         unlisted: folders and tar files that could not be listed to their end, images that tar files hold in a form that
-            is not read, and why.
+            is not read, files with the id of another one, and why.
         repeated: how many names a tar file has that it had before.
         links: how many links to folders there are, and links in tar files.
         no_files: how many pipes, sockets and devices, and links to such.
@@ -226,10 +226,17 @@ class Images:
 
     def _listed(self) -> Iterator[Place]:
         """Each image and each tar file once."""
+        escaped = dict[str, str]()
         for name in self._names():
-            if id_of(name) in self._seen:
+            image_id = id_of(name)
+            if image_id in self._seen:
+                if escaped.get(image_id, image_id) != name:
+                    path = os.path.join(self._folder, image_id)
+                    self.left_out.unlisted.append(f"{path}: another name has the same id")
                 continue
-            self._seen.add(id_of(name))
+            self._seen.add(image_id)
+            if image_id != name:
+                escaped[image_id] = name
             if name.lower().endswith(TAR):
                 path = os.path.join(self._folder, name)
                 yield from places_in(name, path, _opened(path), self.left_out, self._seen)
@@ -245,9 +252,10 @@ class Images:
                 yield from filter(None, (line.rstrip("\r\n") for line in lines))
         elif self._folder:
             yield from walk(self._folder, (*SUFFIXES, TAR), self.left_out)
+        elif os.path.lexists(self._source) or not glob.has_magic(self._source):
+            os.lstat(self._source)  # raises where nothing is, which a pattern just does not match
+            yield self._source
         else:
-            if not glob.has_magic(self._source):
-                os.lstat(self._source)  # raises where nothing is, which a pattern just does not match
             yield from (name for name in glob.iglob(self._source, recursive=True) if not os.path.isdir(name))
 
 
@@ -290,31 +298,31 @@ def _is_readable(member: TarInfo, path: str, left_out: LeftOut) -> bool:
     return False
 
 
-def walk(folder: str, suffixes: tuple[str, ...], left_out: LeftOut, below: str = "") -> Iterator[str]:
-    """Names of the files `below` a folder that end so, relative to it.
+def walk(folder: str, suffixes: tuple[str, ...], left_out: LeftOut) -> Iterator[str]:
+    """Names of the files below a folder that end so, relative to it.
 
     Links to files are followed, links to folders are not. A link that leads nowhere counts as a file, to be told of. A
     pipe, which could be waited for for ever, does not.
     """
-    folders = []
-    try:
-        with os.scandir(os.path.join(folder, below)) as entries:
-            for entry in entries:
-                name = os.path.join(below, entry.name)
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(name)
-                elif (kind := _kind(entry)) == stat.S_IFDIR:
-                    left_out.links += 1
-                elif kind not in (stat.S_IFREG, _NOTHING):
-                    left_out.no_files += 1
-                elif entry.name.lower().endswith(suffixes):
-                    yield name
-                else:
-                    left_out.count(entry.name)
-    except OSError as error:
-        left_out.unlisted.append(f"{Path(folder, below)}: {error.strerror}")
-    for each in folders:
-        yield from walk(folder, suffixes, left_out, each)
+    folders = [""]
+    while folders:
+        below = folders.pop()
+        try:
+            with os.scandir(os.path.join(folder, below)) as entries:
+                for entry in entries:
+                    name = os.path.join(below, entry.name)
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(name)
+                    elif (kind := _kind(entry)) == stat.S_IFDIR:
+                        left_out.links += 1
+                    elif kind not in (stat.S_IFREG, _NOTHING):
+                        left_out.no_files += 1
+                    elif entry.name.lower().endswith(suffixes):
+                        yield name
+                    else:
+                        left_out.count(entry.name)
+        except OSError as error:
+            left_out.unlisted.append(f"{Path(folder, below)}: {error.strerror}")
 
 
 def _kind(entry: os.DirEntry[str]) -> int:
@@ -352,9 +360,8 @@ def _parent(path: str) -> str:
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[tuple[BinaryIO, Stamp]]:
     """A file to read. Whoever opens a pipe would wait for somebody to write to it."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "it is no regular file")
         yield file, (status.st_size, status.st_mtime_ns)
@@ -367,7 +374,7 @@ def _read(path: str, place: Place, most: int) -> bytes:
         if place.stamp not in (None, stamp):
             raise OSError(errno.EINVAL, CHANGED)
         file.seek(place.offset)
-        data = file.read(size)
+        data = file.read(min(size, stamp[0] + 1))  # as Python makes room for all that is asked for
     if place.size is not None and len(data) < size:
         raise OSError(errno.EINVAL, ENDS_WITHIN)
     return data

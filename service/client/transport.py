@@ -1,10 +1,11 @@
-"""What every way to the service has in common: two questions, and the kinds of answers.
+"""What every way to the service has in common: two questions, the kinds of answers, and TLS.
 
 Comes in: nothing. Goes out: the protocol that `over_http` and `over_grpc` keep, and the exceptions that tell apart what
 a failed request means for its image and for the run. It must not know how any of it is sent.
 """
 
 import re
+import ssl
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -50,6 +51,14 @@ class Access:
     key: str | None = None
 
 
+def tls_context(access: Access) -> ssl.SSLContext:
+    """The context of a client with this access; raises OSError where a file does not hold what it should."""
+    context = ssl.create_default_context(cafile=access.ca)
+    if access.certificate:
+        context.load_cert_chain(access.certificate, access.key)
+    return context
+
+
 class Transport(Protocol):
     """An open way to one model of a service."""
 
@@ -93,7 +102,8 @@ def refusal(code: str, message: str) -> ImageFailed | TryAgain:
 
 def failure(code: str, message: str) -> ImageFailed:
     """The service's own `code: what is wrong` as it is; anything else behind the protocol's code."""
-    line = " ".join(message.split())[:500]
+    text = message.encode("utf-8", "backslashreplace").decode()  # a proxy's may be no Unicode, which Arrow refuses
+    line = " ".join(text.split())[:500]
     return ImageFailed(line if re.match("[a-z0-9_]+: ", line) else f"{code}: {line}")
 
 

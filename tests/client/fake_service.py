@@ -10,6 +10,7 @@ import numpy as np
 
 DIMENSION = 4
 MESSAGES = {
+    "200-of-a-proxy": "Bye",
     "301": "it is at Location",
     "400": "corrupt_image: it is damaged",
     "400-of-a-neighbour": "incomplete string data for inference input 'INPUT_IMAGE', expecting string of length 9",
@@ -100,7 +101,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("Inference-Header-Content-Length", "2")
+        if body.startswith(b"{}"):
+            self.send_header("Inference-Header-Content-Length", "2")
         if status == 301:
             self.send_header("Location", f"/moved{self.path}")
         self.end_headers()

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import shutil
 import signal
 import ssl
@@ -12,6 +13,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ import pytest
 from service.client import command, job, over_http, sources
 from service.client.command import main
 from service.client.retry import Patience
-from service.client.sources import Image, Images
+from service.client.sources import Image, Images, LeftOut
 from service.client.transport import Served, TryAgain
 from tests.client.fake_service import DIMENSION, FakeService
 
@@ -178,7 +180,7 @@ def test_names_come_from_stdin_or_a_pattern_and_each_is_embedded_once(
     odd = os.fsdecode(b"caf\xe9.jpg")
     (images / odd).write_text("200 #5")
     (images / "a\r\u2028b.JPG").write_text("200 #6")
-    names = [str(images / f"{number}.JPG") for number in (0, 2, 0)] + [str(images / odd)]
+    names = [str(images / f"{number}.JPG") for number in (0, 2, 0)] + [str(images / odd)] * 2
     text = "".join(f"{name}\n" for name in names)
     listed = subprocess.run(
         [sys.executable, "-m", "service.client", *_arguments("-", fake, out)],
@@ -192,6 +194,54 @@ def test_names_come_from_stdin_or_a_pattern_and_each_is_embedded_once(
     assert main(_arguments(f"{images}/**/*.JPG", fake, out.with_suffix(".npy"))) == 0
     ids = Path(f"{out.with_suffix('.npy')}.ids.txt").read_text().splitlines()
     assert sorted(ids) == sorted([*(str(path) for path in images.rglob("?.JPG")), f"{images}/a\\r\\u2028b.JPG"])
+
+
+def test_of_two_names_that_have_one_id_the_other_one_is_told(
+    fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = _images(tmp_path / "images", "200")
+    for name in ("a\nb.jpg", "a\\nb.jpg"):
+        (images / name).write_text("200 #1")
+    assert main(_arguments(images, fake, out)) == 1
+    assert set(_rows(out)) == {"0.JPG", "a\\nb.jpg"}
+    assert f"\nnot listed: {images}/a\\nb.jpg: another name has the same id\n" in capsys.readouterr().err
+
+
+def test_a_name_that_reads_like_a_pattern_is_a_name_where_there_is_such_a_file(
+    fake: FakeService, tmp_path: Path, out: Path
+) -> None:
+    image = tmp_path / "IMG[1].jpg"
+    image.write_text("200 #1")
+    assert main(_arguments(image, fake, out)) == 0
+    assert set(_rows(out)) == {str(image)}
+
+
+def test_folders_are_listed_however_deep_they_are(tmp_path: Path) -> None:
+    folders = [tmp_path / ("d/" * depth) for depth in range(1, 1100)]
+    for folder in folders:
+        folder.mkdir()
+    (folders[-1] / "0.jpg").touch()
+    try:
+        assert len(list(sources.walk(str(tmp_path), sources.SUFFIXES, LeftOut()))) == 1
+    finally:
+        subprocess.run(["rm", "-r", folders[0]], check=True, timeout=60)  # which pytest cannot
+
+
+def test_a_folder_on_a_list_is_no_image_and_is_not_left_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "list").write_text(f"{tmp_path}\n")
+    with (tmp_path / "list").open() as names:
+        monkeypatch.setattr(sys, "stdin", names)
+        images = Images("-", set(), 100)
+        _wait_for(lambda: images.total == 1)
+        before = set(os.listdir("/proc/self/fd"))
+        assert images.read_next() == Image(str(tmp_path), b"", "unreadable: Is a directory")
+        assert before >= set(os.listdir("/proc/self/fd"))
+
+
+def test_a_limit_that_no_memory_holds_keeps_no_image_out(fake: FakeService, tmp_path: Path, out: Path) -> None:
+    images = _images(tmp_path / "images", "200")
+    assert main(_arguments(images, fake, out, "--max-image-bytes", str(10**15))) == 0
+    assert _embeddings(out) == _expected(1)
 
 
 def test_images_in_tar_files_are_embedded_as_those_beside_them(
@@ -298,6 +348,28 @@ def test_what_a_damaged_tar_file_lacks_is_told(
         "nowhere.tar: No such file or directory",
     }
     assert "pipes, sockets and devices, which are not read: 1" in said
+
+
+def _header(kind: bytes, size: int) -> bytes:
+    member = tarfile.TarInfo("0.jpg")
+    member.type, member.size = kind, size
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+LONG_NAME = _header(tarfile.GNUTYPE_LONGNAME, 2) + b"a".ljust(512, b"\0")
+
+
+@pytest.mark.parametrize(
+    "headers", [_header(tarfile.GNUTYPE_LONGNAME, 2**70), _header(tarfile.XHDTYPE, 2**60), LONG_NAME * 1500]
+)
+def test_a_tar_file_whose_headers_nothing_can_hold_ends_no_run(
+    fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str], headers: bytes
+) -> None:
+    images = _images(tmp_path / "images", "200")
+    (images / "a.tar").write_bytes(headers)
+    assert main(_arguments(images, fake, out)) == 1
+    assert _embeddings(out) == _expected(1)
+    assert re.search(rf"\nnot listed: {images}/a.tar: not a whole tar file: \w.*\n", capsys.readouterr().err)
 
 
 def test_a_npy_has_the_same_rows_as_a_parquet_file(fake: FakeService, tmp_path: Path, out: Path) -> None:
@@ -675,11 +747,18 @@ def test_a_full_disk_is_not_kept_full(
     assert not list(tmp_path.rglob("*.unfinished"))
 
 
-def test_redirections_are_not_followed_but_told(
-    fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ("301", "HTTP 301: the way on is /moved/v2/models/embed_image/infer; change --url"),
+        ("200-of-a-proxy", "what answers there is no service of image embeddings"),  # as long as an embedding
+    ],
+)
+def test_redirections_and_what_is_no_answer_are_not_followed_but_told(
+    fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str], answer: str, told: str
 ) -> None:
-    assert main(_arguments(_images(tmp_path / "images", "301"), fake, out)) == 2
-    assert "error: HTTP 301: the way on is /moved/v2/models/embed_image/infer;" in capsys.readouterr().err
+    assert main(_arguments(_images(tmp_path / "images", answer), fake, out)) == 2
+    assert capsys.readouterr().err.endswith(f"error: {told}\n")
     assert not out.exists()
 
 
@@ -709,9 +788,12 @@ def test_words_that_make_no_sense_and_closed_doors_are_exit_code_2(
     for half, other in ((certificate, "--key-file"), (["--key-file", str(images / "0.JPG")], "--cert-file")):
         assert main([*_arguments(images, fake, out), *half]) == 2
         assert capsys.readouterr().err.endswith(f"; add {other}\n")
-    for wrong in (["--out", "x.csv"], ["--url", "localhost:8000"], ["--in-flight", "0"]):
+    seconds = product(("--timeout", "--request-timeout"), ("0", "-1", "nan", "inf", "1e9", "soon"))
+    addresses = product(["--url"], ("localhost:8000", "http://me:secret@host:1"))
+    for pair in (("--out", "x.csv"), ("--in-flight", "0"), *addresses, *seconds):
         with pytest.raises(SystemExit, match="2"):
-            main([*_arguments(images, fake, out), *wrong])
+            main([*_arguments(images, fake, out), *pair])
+    assert "secret" not in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == [images]
 
 

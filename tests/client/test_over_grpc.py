@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
@@ -143,11 +144,22 @@ def test_a_machine_that_has_gone_without_a_word_is_noticed(
         ("UNIMPLEMENTED", "", Refused("UNIMPLEMENTED: ")),
         ("INVALID_ARGUMENT", "corrupt_image: it is damaged", ImageFailed("corrupt_image: it is damaged")),
         ("INVALID_ARGUMENT", MESSAGES["400-of-a-neighbour"], TryAgain(MESSAGES["400-of-a-neighbour"])),
+        ("INVALID_ARGUMENT", "caf\udce9 is closed", ImageFailed("grpc_invalid_argument: caf\\udce9 is closed")),
         ("RESOURCE_EXHAUSTED", "too\nlarge", ImageFailed("grpc_resource_exhausted: too large")),
     ],
 )
 def test_what_a_status_means_for_the_image_and_the_run(code: str, message: str, meaning: Exception) -> None:
     assert repr(over_grpc._meaning(grpc.StatusCode[code], message)) == repr(meaning)
+
+
+@pytest.mark.parametrize("doors", [("ca",), ("certificate", "key")])
+@pytest.mark.parametrize("content", ["", "junk"])
+def test_grpc_is_given_no_file_that_it_would_take_for_none_or_end_the_process_over(
+    tmp_path: Path, doors: tuple[str, ...], content: str
+) -> None:
+    (tmp_path / "file.pem").write_text(content)
+    with pytest.raises(OSError, match=r"certificate|PEM"):
+        over_grpc._tls(Access(**dict.fromkeys(doors, str(tmp_path / "file.pem"))))
 
 
 def test_what_the_service_does_unasked_is_known_before_the_first_image(replicas: dict[str, Replica]) -> None:

@@ -1,6 +1,7 @@
 """Rows as they are kept, whenever the run that keeps them ends."""
 
 import errno
+import io
 import os
 import stat
 from collections.abc import Sequence
@@ -107,6 +108,17 @@ def test_values_are_read_once_for_a_npy(tmp_path: Path, monkeypatch: pytest.Monk
         results.write([_row("a")])
         results.finish()
     assert columns == [["id", "error"], None, ["id", "error"]]
+
+
+@pytest.mark.parametrize("name", ["photos-08:15.parquet", os.fsdecode(b"caf\xe9/photos.parquet")])
+def test_results_go_wherever_a_file_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Where Arrow opens it itself, one of these is an address with a protocol, and the other no text."""
+    monkeypatch.chdir(tmp_path)
+    for image_id in "ab":
+        with open_results(Path(name), ORIGIN, 2) as results:
+            results.write([_row(image_id)])
+            results.finish()
+    assert pq.read_table(io.BytesIO(Path(name).read_bytes()))["id"].to_pylist() == ["a", "b"]
 
 
 def test_a_lock_that_a_killed_run_has_left_locks_nobody_out(tmp_path: Path) -> None:
