@@ -16,10 +16,10 @@ from transformers import SiglipVisionModel
 
 from perf import machine
 from service.cores import Cores
-from service.decode import Decoder
-from service.encoder import Encoder, load_model, resolve_dtype
 from service.metrics import Metrics
-from service.preprocess import Preprocessor
+from service.model.encoder import Encoder, load_model, resolve_dtype
+from service.preprocessing.decode import Decoder
+from service.preprocessing.preprocess import Preprocessor
 from service.settings import load_settings
 
 Pixels = npt.NDArray[np.uint8]

@@ -11,14 +11,14 @@ from functools import partial
 
 from service.cache import EmbeddingCache
 from service.canary import Embed, marked_canary, same_direction
-from service.checkpoint import checkpoint_fingerprint, load_checkpoint
 from service.cores import Cores
-from service.decode import Decoder, limit_threads
-from service.encoder import Encoder, resolve_devices, resolve_dtype
 from service.errors import Fault, StartupFault
 from service.metrics import Metrics
+from service.model.checkpoint import checkpoint_fingerprint, load_checkpoint
+from service.model.encoder import Encoder, resolve_devices, resolve_dtype
 from service.pipeline import Embedding, Pipeline, Row
-from service.preprocess import Preprocessor
+from service.preprocessing.decode import Decoder, limit_threads
+from service.preprocessing.preprocess import Preprocessor
 from service.settings import Settings
 
 

@@ -37,7 +37,7 @@ def fetch(arguments: Sequence[str]) -> None:
     commit = _resolve(options.hub_id, options.revision)
     _download(options.hub_id, commit, options.to)
     # Only now: it imports torch and transformers, which takes seconds that --help and a refusal need not.
-    from service.checkpoint import checkpoint_fingerprint, load_checkpoint
+    from service.model.checkpoint import checkpoint_fingerprint, load_checkpoint
 
     chosen = ["--checkpoint", str(options.to or options.hub_id), *([] if options.to else ["--revision", commit])]
     settings = load_settings(chosen)

@@ -20,11 +20,11 @@ from pytriton.triton import TritonConfig
 
 from service.assembly import by_device
 from service.canary import Canary
-from service.encoder import Encoder
 from service.endpoint import EmbedImage, EmbedPixelValues, Parameters
 from service.heartbeat import Heartbeat
 from service.local_client import LocalClient
 from service.metrics import Metrics
+from service.model.encoder import Encoder
 from service.pipeline import Embedding, Pipeline
 from service.ports import check_ports_are_free
 from service.pytriton_compat.triton import Access, SupervisedTriton

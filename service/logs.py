@@ -170,7 +170,7 @@ def _json_formatter() -> logging.Formatter:
 
 
 def _describe(error: BaseException) -> str:
-    """Type, first line of the message, and the line of code, e.g. `ValueError: too long (service.decode:12)`."""
+    """Type, first line of the message, and the line of code, e.g. `ValueError: too long (service.pipeline:12)`."""
     first_line, *_ = f"{type(error).__name__}: {error}".splitlines()
     frames = list(traceback.walk_tb(error.__traceback__))
     if not frames:

@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from service.cache import EmbeddingCache
 from service.cores import Cores
-from service.decode import Decoder
 from service.errors import Fault, InternalFault
 from service.metrics import Metrics
-from service.preprocess import Preprocessor
+from service.preprocessing.decode import Decoder
+from service.preprocessing.preprocess import Preprocessor
 
 logger = logging.getLogger(__name__)
 

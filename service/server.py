@@ -17,12 +17,12 @@ from service import __version__
 from service.access import GrpcTls, bearer, check_tls, read_token
 from service.assembly import build_pipelines, known_embedding, load_encoders
 from service.cores import Cores
-from service.encoder import Encoder
 from service.errors import ServiceFailure, StartupFault
 from service.front_end import Parts, serve_by_triton
 from service.heartbeat import Heartbeat
 from service.local_client import LocalClient
 from service.metrics import Metrics, metrics_endpoint
+from service.model.encoder import Encoder
 from service.ports import check_ports_are_free, free_ports
 from service.pytriton_compat.triton import Access, TritonFailure
 from service.restarts import Restarts

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from service.canary import Answer, Canary
-from service.encoder import Encoder
 from service.errors import ServiceFailure
 from service.local_client import LocalClient
 from service.metrics import Metrics
+from service.model.encoder import Encoder
 from service.pytriton_compat.triton import SupervisedTriton, TritonFailure
 
 _MOST_FAILURES = 2

@@ -14,8 +14,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from service.decode import Decoder
 from service.errors import ClientFault
+from service.preprocessing.decode import Decoder
 from tests.hostile_images import NAMES, hostile
 
 Cost = tuple[float, int, str]

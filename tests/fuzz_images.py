@@ -173,9 +173,9 @@ def _with_checksums(data: bytearray) -> bytes:
 def main(first: int, step: int, count: int, note: Path) -> None:
     import torch
 
-    from service.decode import Decoder
     from service.errors import ClientFault
-    from service.preprocess import Preprocessor
+    from service.preprocessing.decode import Decoder
+    from service.preprocessing.preprocess import Preprocessor
 
     warnings.simplefilter("ignore")
     logging.getLogger("PIL").addHandler(logging.NullHandler())

@@ -284,7 +284,7 @@ def _bmp_run_lengths(bits: int) -> Sample:
     """Rows of an odd number of literal values and then runs, the last of them longer than the row; some rows are left
     out, those at the end of the file among them.
     """
-    image, _ = _few_colours(61, 33)
+    image, _ = _few_colours(61, 33, shift=bits)
     palette = np.array(image.getpalette(), np.uint8)[:21].reshape(7, 3)
     indices = np.array(image)
     indices[:3] = indices[12:15] = 0
@@ -399,3 +399,7 @@ NAMES = tuple(_MAKERS)
 
 SMALL_NAMES = tuple(name for name in NAMES if name != "vast")
 """Those of at most 500x375 pixels, for tests that decode each of them many times."""
+
+_MISREAD = ("bmp_run_lengths", "tiff_gray", "tiff_palette", "png_gray_16_bit")
+MISREAD_BY_PILLOW = tuple(name for name in NAMES if name.startswith(_MISREAD))
+"""Those that `Image.convert("RGB")` shows otherwise than they are."""

@@ -11,24 +11,23 @@ ALLOWED = {
     "__init__": set[str](),
     "__main__": {"settings", "signals", "logs", "environment", "errors", "server", "fetch"},
     "server": {
-        "settings", "assembly", "encoder", "front_end", "pytriton_compat", "errors", "cores", "metrics", "ports",
+        "settings", "assembly", "model", "front_end", "pytriton_compat", "errors", "cores", "metrics", "ports",
         "access", "heartbeat", "local_client", "restarts", "signals", "__version__",
     },
     "front_end": {
-        "settings", "assembly", "encoder", "pipeline", "endpoint", "pytriton_compat", "metrics", "canary", "heartbeat",
+        "settings", "assembly", "model", "pipeline", "endpoint", "pytriton_compat", "metrics", "canary", "heartbeat",
         "local_client", "ports", "watchdog", "workspace",
     },
     "bulk": {
-        "bulk", "client", "settings", "assembly", "pipeline", "encoder", "errors", "cores", "environment", "logs",
+        "bulk", "client", "settings", "assembly", "pipeline", "model", "errors", "cores", "environment", "logs",
         "metrics",
     },
     "assembly": {
-        "settings", "checkpoint", "decode", "preprocess", "encoder", "pipeline", "errors", "cores", "cache", "canary",
+        "settings", "preprocessing", "model", "pipeline", "errors", "cores", "cache", "canary",
         "metrics",
     },
-    "fetch": {"checkpoint", "errors", "settings"},
-    "checkpoint": {"encoder", "errors", "fingerprint", "preprocess", "settings"},
-    "watchdog": {"canary", "encoder", "errors", "local_client", "metrics", "pytriton_compat"},
+    "fetch": {"model", "errors", "settings"},
+    "watchdog": {"canary", "model", "errors", "local_client", "metrics", "pytriton_compat"},
     "canary": {"errors", "local_client"},
     "probe": {"access", "canary", "errors", "local_client", "settings"},
     "client": {"client"},
@@ -36,34 +35,25 @@ ALLOWED = {
     "local_client": set[str](),
     "access": {"errors"},
     "endpoint": {"pipeline", "errors", "metrics", "pytriton_compat"},
-    "pipeline": {"decode", "preprocess", "errors", "cores", "cache", "metrics"},
-    "decode": {"metadata", "pillow_compat", "errors"},
-    "pillow_compat": {"bmp"},
-    "bmp": {"errors"},
-    "metadata": {"avif", "errors"},
-    "avif": {"av1", "errors"},
-    "av1": {"errors"},
-    "preprocess": {"errors"},
-    "encoder": {"vision_tower", "cuda_graphs", "errors", "cores", "metrics"},
+    "pipeline": {"preprocessing", "errors", "cores", "cache", "metrics"},
+    "preprocessing": {"preprocessing", "errors"},
+    "model": {"model", "preprocessing", "settings", "errors", "cores", "metrics"},
     "settings": {"errors"},
     "cache": set[str](),
     "cores": set[str](),
-    "cuda_graphs": set[str](),
     "environment": set[str](),
     "errors": set[str](),
-    "fingerprint": {"vision_tower"},
     "logs": set[str](),
     "metrics": {"access", "local_client"},
     "ports": {"errors"},
     "restarts": set[str](),
     "signals": set[str](),
     "workspace": set[str](),
-    "vision_tower": set[str](),
     "pytriton_compat": {"access", "errors", "local_client", "pytriton_compat", "workspace"},
 }  # fmt: skip
 # Only these rooms know of the transport, and only these of torch: the model, and the filters that resize images.
 TRANSPORT = {"front_end", "pytriton_compat", "client"}
-TORCH = {"encoder", "vision_tower", "cuda_graphs", "preprocess"}
+TORCH = {"model", "preprocessing"}
 MAX_LINES = 40
 
 MODULES = [path for path in sorted(SERVICE.rglob("*.py")) if "demo" not in path.parts]
@@ -84,7 +74,7 @@ def _imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, node.module or ""]).rstrip(".")
-            # `from service import decode` names the room behind the import.
+            # `from service import ports` names the room behind the import.
             found.update(f"{module}.{alias.name}" for alias in node.names)
     return found
 

@@ -13,12 +13,12 @@ from service import assembly
 from service.assembly import build_pipelines, by_device, known_embedding, load_encoders
 from service.canary import canary_image, same_direction
 from service.cores import Cores
-from service.decode import Decoder
-from service.encoder import Encoder
 from service.errors import StartupFault
 from service.metrics import Metrics
+from service.model.encoder import Encoder
 from service.pipeline import Embedding, Pipeline
-from service.preprocess import Preprocessor
+from service.preprocessing.decode import Decoder
+from service.preprocessing.preprocess import Preprocessor
 from service.settings import load_settings
 
 

@@ -36,9 +36,9 @@ from service.client.rows import Origin
 from service.client.sources import LeftOut, Place
 from service.cores import Cores
 from service.demo.drawings import draw
-from service.encoder import Encoder
 from service.errors import ServiceFailure, StartupFault
 from service.metrics import Metrics
+from service.model.encoder import Encoder
 from service.settings import Settings, load_settings
 from tests.images import sample
 

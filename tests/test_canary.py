@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from service.canary import Answer, Canary, Embed, canary_image, same_direction
-from service.decode import Decoder
 from service.errors import ServiceFailure
 from service.local_client import LocalClient
+from service.preprocessing.decode import Decoder
 
 KNOWN = np.array([3, -1, 2], np.float32)
 DECODER = Decoder(2**20, 10**6, least_side=64)

@@ -16,11 +16,11 @@ from PIL import Image
 
 from service.cache import EmbeddingCache
 from service.cores import Cores
-from service.decode import Decoder
 from service.errors import CorruptImage, EmptyInput, Fault, InternalFault, InvalidBase64, UnsupportedFormat
 from service.metrics import Metrics
 from service.pipeline import Embedding, Pipeline, PixelEncoder, Row
-from service.preprocess import Preprocessor
+from service.preprocessing.decode import Decoder
+from service.preprocessing.preprocess import Preprocessor
 from tests.images import SMALL_NAMES, encode, sample
 
 SIDE = 8

@@ -16,7 +16,7 @@ from perf.load.perf_analyzer import PerfAnalyzer
 from perf.load.protocols import Target
 from perf.samples import Figure, Findings, NotMeasured
 from perf.service_under_test import Service
-from service.encoder import Encoder, resolve_dtype
+from service.model.encoder import Encoder, resolve_dtype
 
 IN_FLIGHT = 60
 # How each side of a ratio is measured, in images a second, by its name.

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from service.__main__ import main
-from service.decode import DecodedImage, Decoder
-from service.encoder import Encoder
+from service.model.encoder import Encoder
+from service.preprocessing.decode import DecodedImage, Decoder
 from service.pytriton_compat.triton import SupervisedTriton
 from tests.limits import full_pipe
 

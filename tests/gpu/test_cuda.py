@@ -11,13 +11,13 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from service import encoder as encoder_room
 from service.cores import Cores
-from service.decode import Decoder
-from service.encoder import Encoder, load_model, resolve_devices, resolve_dtype
 from service.metrics import Metrics
+from service.model import encoder as encoder_room
+from service.model.encoder import Encoder, load_model, resolve_devices, resolve_dtype
 from service.pipeline import Pipeline, Row
-from service.preprocess import Preprocessor
+from service.preprocessing.decode import Decoder
+from service.preprocessing.preprocess import Preprocessor
 from tests import images
 from tests.cosines import cosines
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from service.cuda_graphs import CudaGraphs
+from service.model.cuda_graphs import CudaGraphs
 
 
 def test_batches_are_recorded_on_a_stream_of_their_own_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,10 +19,10 @@ from transformers import AutoConfig, SiglipVisionConfig, SiglipVisionModel
 from transformers.utils import logging as transformers_logging
 
 from service.cores import Cores
-from service.cuda_graphs import CudaGraphs
 from service.errors import StartupFault
 from service.metrics import Metrics
-from service.vision_tower import VisionTower
+from service.model.cuda_graphs import CudaGraphs
+from service.model.vision_tower import VisionTower
 
 logger = logging.getLogger(__name__)
 

@@ -25,13 +25,13 @@ from transformers import (
     ViTConfig,
 )
 
-from service import encoder as encoder_room
 from service.cores import Cores
-from service.decode import Decoder
-from service.encoder import Encoder, load_model, resolve_devices, resolve_dtype
 from service.errors import StartupFault
 from service.metrics import Metrics
-from service.preprocess import Preprocessor
+from service.model import encoder as encoder_room
+from service.model.encoder import Encoder, load_model, resolve_devices, resolve_dtype
+from service.preprocessing.decode import Decoder
+from service.preprocessing.preprocess import Preprocessor
 from tests.images import SMALL_NAMES, sample
 
 pytestmark = pytest.mark.filterwarnings("ignore:Palette images with Transparency:UserWarning")
@@ -419,7 +419,7 @@ def test_random_weights_are_the_same_each_time_and_announced(
     np.testing.assert_array_equal(first, second)
     assert first.std() > 0
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert [record.name for record in warnings] == ["service.encoder"] * 2
+    assert [record.name for record in warnings] == ["service.model.encoder"] * 2
     assert "RANDOM WEIGHTS" in warnings[0].message
 
 

@@ -17,7 +17,6 @@ import pybase64
 import simplejpeg
 from PIL import AvifImagePlugin, Image, ImageFile, TiffImagePlugin
 
-from service import metadata, pillow_compat
 from service.errors import (
     CorruptImage,
     EmptyInput,
@@ -27,6 +26,7 @@ from service.errors import (
     TooManyPixels,
     UnsupportedFormat,
 )
+from service.preprocessing import metadata, pillow_compat
 
 # The only Pillow decoders that a client's bytes may reach. JPEG also stands for MPO, the multi-picture JPEG of phones.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")

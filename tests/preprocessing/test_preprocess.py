@@ -18,10 +18,10 @@ from PIL import Image
 from transformers import SiglipImageProcessorPil
 
 from perf import photographs
-from service.decode import DecodedImage, Decoder
 from service.errors import StartupFault
-from service.preprocess import Preprocessor
-from tests.images import NAMES, Pixels, picture, sample
+from service.preprocessing.decode import DecodedImage, Decoder
+from service.preprocessing.preprocess import Preprocessor
+from tests.images import MISREAD_BY_PILLOW, NAMES, Pixels, picture, sample
 
 # Without a background Pillow warns of palettes with opacities; in the service that is logged.
 pytestmark = pytest.mark.filterwarnings("ignore:Palette images with Transparency:UserWarning")
@@ -225,11 +225,7 @@ def test_from_a_jpeg_decoded_smaller_come_nearly_the_same_pixels(
     assert _difference(_whole(reduced.pixels), whole, side)[0] > 2 * mean
 
 
-def _is_16_bit_gray(name: str) -> bool:
-    return Image.open(io.BytesIO(sample(name).data)).mode.startswith("I;16")
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if not _is_16_bit_gray(name)])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in MISREAD_BY_PILLOW])
 def test_without_the_deviations_the_rgb_image_is_pillows(name: str) -> None:
     expected = Image.open(io.BytesIO(sample(name).data)).convert("RGB")
     np.testing.assert_array_equal(_decoded(name).pixels, np.asarray(expected))

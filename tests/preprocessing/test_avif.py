@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from service.av1 import Frames
-from service.avif import MAX_PARTS, announced_frames
-from service.decode import MAX_DECODED_TIMES, Decoder
 from service.errors import CorruptImage, TooManyPixels, UnsupportedFormat
+from service.preprocessing.av1 import Frames
+from service.preprocessing.avif import MAX_PARTS, announced_frames
+from service.preprocessing.decode import MAX_DECODED_TIMES, Decoder
 from tests.hostile_images import lying_avif
 
 

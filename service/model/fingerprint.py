@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import SiglipVisionModel
 
-from service.vision_tower import VisionTower
+from service.model.vision_tower import VisionTower
 
 _HEX_DIGITS = 16
 

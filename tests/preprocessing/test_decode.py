@@ -20,7 +20,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from service.decode import FORMATS, DecodedImage, Decoder
 from service.errors import (
     ClientFault,
     CorruptImage,
@@ -30,6 +29,7 @@ from service.errors import (
     TooManyPixels,
     UnsupportedFormat,
 )
+from service.preprocessing.decode import FORMATS, DecodedImage, Decoder
 from tests.images import (
     NAMES,
     SMALL_NAMES,
@@ -82,7 +82,7 @@ JPEGS = {name: sample(name).data for name in SMALL_NAMES if sample(name).format 
 PEAK_SCRIPT = """
 import json, re, sys
 from pathlib import Path
-from service.decode import Decoder
+from service.preprocessing.decode import Decoder
 from service.errors import ClientFault
 def peak(): return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
 decoder, before = Decoder(2**25, 50_000_000, 672), peak()
@@ -384,7 +384,7 @@ def test_announced_pixels_are_refused_before_memory_is_taken(data: bytes, code: 
 def test_a_webp_is_measured_before_pillow_takes_memory_for_it(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.decode._open", None)
+    monkeypatch.setattr("service.preprocessing.decode._open", None)
     with pytest.raises(TooManyPixels, match="70x71 is over the limit"):
         Decoder(2**25, 70 * 71 - 1).decode(encode(Image.new("RGB", (70, 71)), "WEBP", **options))
 
@@ -392,7 +392,7 @@ def test_a_webp_is_measured_before_pillow_takes_memory_for_it(
 @pytest.mark.parametrize("name", SMALL_NAMES)
 def test_strips_of_an_image_are_the_same_image(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = PLAIN.decode(sample(name).data).pixels
-    monkeypatch.setattr("service.pillow_compat._STRIP_PIXELS", 100)
+    monkeypatch.setattr("service.preprocessing.pillow_compat._STRIP_PIXELS", 100)
     np.testing.assert_array_equal(PLAIN.decode(sample(name).data).pixels, whole)
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from service import vision_tower
-from service.vision_tower import VisionTower
+from service.model import vision_tower
+from service.model.vision_tower import VisionTower
 
 SHAPE: dict[str, Any] = {
     "image_size": 32, "patch_size": 8, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3,

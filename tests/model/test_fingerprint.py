@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from service.fingerprint import fingerprint
-from service.preprocess import Preprocessor
-from service.vision_tower import VisionTower
+from service.model.fingerprint import fingerprint
+from service.model.vision_tower import VisionTower
+from service.preprocessing.preprocess import Preprocessor
 
 PREPROCESSOR = Preprocessor(32, Image.Resampling.BICUBIC, (1 / 127.5,) * 3, (1.0,) * 3)
 SETTINGS = {"preprocessor": asdict(PREPROCESSOR), "exif_orientation": True, "background": (255, 255, 255)}

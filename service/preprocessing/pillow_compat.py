@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 from PIL import Image, ImageFile, ImagePalette, TiffImagePlugin, TiffTags, _imaging
 
-from service import bmp
+from service.preprocessing import bmp
 
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _STRIP_PIXELS = 1 << 18

@@ -11,8 +11,8 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from service.avif import announced_frames
 from service.errors import CorruptImage, UnsupportedFormat
+from service.preprocessing.avif import announced_frames
 
 # Far above what cameras and encoders write. A JPEG passes 14 times over a component (with CMYK 24 times), has tables of
 # 4 KiB, and a segment for each 64 KiB of metadata; a PNG has a chunk for each 8 KiB or more. At 50 megapixels a pass

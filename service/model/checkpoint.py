@@ -10,15 +10,15 @@ from pathlib import Path
 
 from transformers import SiglipVisionModel
 
-from service.encoder import load_model
 from service.errors import StartupFault
-from service.fingerprint import fingerprint
-from service.preprocess import Preprocessor
+from service.model.encoder import load_model
+from service.model.fingerprint import fingerprint
+from service.preprocessing.preprocess import Preprocessor
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_DEMO_CHECKPOINT = Path(__file__).parent / "demo" / "checkpoint"
+_DEMO_CHECKPOINT = Path(__file__).parents[1] / "demo" / "checkpoint"
 
 
 def load_checkpoint(settings: Settings) -> tuple[SiglipVisionModel, Preprocessor]:

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 
-from service.av1 import Frames, frames_of
 from service.errors import CorruptImage, UnsupportedFormat
+from service.preprocessing.av1 import Frames, frames_of
 
 MAX_PARTS = 1 << 14  # boxes, extents and units of AV1; frames of a track
 _PATH_TO_SAMPLES = (b"trak", b"mdia", b"minf", b"stbl")

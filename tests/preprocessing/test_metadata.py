@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service import metadata
-from service.decode import MAX_RUN_LENGTH_BYTES, MAX_SIDE, Decoder
 from service.errors import ClientFault, CorruptImage, TooManyPixels, UnsupportedFormat
+from service.preprocessing import metadata
+from service.preprocessing.decode import MAX_RUN_LENGTH_BYTES, MAX_SIDE, Decoder
 from tests.hostile_images import (
     NAMES,
     bmp_of_run_lengths,

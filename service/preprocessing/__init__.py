@@ -1,0 +1,1 @@
+"""Encoded images -> pixels as the checkpoint's own image processor makes them."""
