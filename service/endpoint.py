@@ -78,7 +78,7 @@ class _Readable(Generic[R]):
     normalize: bool
 
 
-class _Heartbeat(UnknownModel):
+class _OwnRequest(UnknownModel):
     """The service's own request, which asks for no model; that it is refused is no news."""
 
 
@@ -106,11 +106,11 @@ class EmbedImage:
 class EmbedPixelValues:
     """The inference callable for prepared pixels: PIXEL_VALUES FP32 `[-1, 3, S, S]` -> EMBEDDING FP32 `[-1, D]`."""
 
-    def __init__(self, encoder: PixelValuesEncoder, defaults: Parameters, heartbeat: str) -> None:
-        """`heartbeat` is the `embed_model` that the service's own requests ask for, and that no client can know."""
+    def __init__(self, encoder: PixelValuesEncoder, defaults: Parameters, own_mark: str) -> None:
+        """`own_mark` is the `embed_model` that the service's own requests ask for, and that no client can know."""
         self._encoder = encoder
         self._defaults = defaults
-        self._heartbeat = heartbeat
+        self._own_mark = own_mark
 
     def __call__(self, requests: Sequence[Request]) -> list[Response]:
         """One response a request, in their order. Never raises."""
@@ -122,8 +122,8 @@ class EmbedPixelValues:
         return finite_or(fault, self._encoder.encode_pixel_values(np.stack(rows)))
 
     def _read(self, request: Request) -> _Readable[PixelValues]:
-        if request.parameters.get("embed_model") == self._heartbeat:
-            raise _Heartbeat("it is the service's own")
+        if request.parameters.get("embed_model") == self._own_mark:
+            raise _OwnRequest("it is the service's own")
         parameters = self._defaults.of(request)
         pixel_values = request.data["PIXEL_VALUES"]
         side = self._encoder.image_size
@@ -196,7 +196,7 @@ def _normalized(embeddings: Embedding) -> Embedding:
 def _response(request: Request, result: Embedding | Fault) -> Response:
     if not isinstance(result, Fault):
         return {"EMBEDDING": result}
-    if not isinstance(result, _Heartbeat):
+    if not isinstance(result, _OwnRequest):
         names = {"request_id": request.id[:_MAX_ID_CHARACTERS]} if request.id else {}
         logger.info("%s", result, extra={"code": result.code, **names})
     status = "INVALID_ARG" if isinstance(result, ClientFault) else "INTERNAL"

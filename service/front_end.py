@@ -21,7 +21,6 @@ from pytriton.triton import TritonConfig
 from service.assembly import by_device
 from service.canary import Canary
 from service.endpoint import EmbedImage, EmbedPixelValues, Parameters
-from service.heartbeat import Heartbeat
 from service.local_client import LocalClient
 from service.metrics import Metrics
 from service.model.encoder import Encoder
@@ -29,6 +28,7 @@ from service.pipeline import Embedding, Pipeline
 from service.ports import check_ports_are_free
 from service.pytriton_compat.triton import Access, SupervisedTriton
 from service.settings import Settings
+from service.statistics_request import StatisticsRequest
 from service.watchdog import Watchdog
 from service.workspace import new_workspace
 
@@ -65,7 +65,7 @@ class Parts(NamedTuple):
     http: tuple[str, int]
     metrics_port: int
     client: LocalClient
-    heartbeat: Heartbeat
+    statistics_request: StatisticsRequest
 
 
 def serve_by_triton(parts: Parts, shutdown: threading.Event, start_seconds: float) -> None:
@@ -88,7 +88,7 @@ def serve_by_triton(parts: Parts, shutdown: threading.Event, start_seconds: floa
         images = _lanes(parts) * parts.settings.max_batch_size
         canary = Canary(parts.known, parts.client, by_device(parts.pipelines))
         watchdog = Watchdog(triton, parts.encoders, images, parts.metrics, parts.client, canary)
-        _watch(watchdog, parts.heartbeat, shutdown)
+        _watch(watchdog, parts.statistics_request, shutdown)
         _wind_down(parts, triton, watchdog)
 
 
@@ -136,7 +136,7 @@ def _bind_models(triton: SupervisedTriton, parts: Parts) -> None:
     config = _model_config(settings, lanes)
     triton.bind(
         settings.model_alias,
-        [EmbedPixelValues(encoder, defaults, parts.heartbeat.mark) for encoder in encoders],
+        [EmbedPixelValues(encoder, defaults, parts.statistics_request.mark) for encoder in encoders],
         [Tensor(name="PIXEL_VALUES", dtype=np.float32, shape=(3, side, side))],
         outputs,
         config=config,
@@ -199,7 +199,9 @@ def _announce(parts: Parts) -> None:
         )
 
 
-def _watch(watchdog: Watchdog, heartbeat: Heartbeat, over: threading.Event, seconds: float = math.inf) -> None:
+def _watch(
+    watchdog: Watchdog, statistics_request: StatisticsRequest, over: threading.Event, seconds: float = math.inf
+) -> None:
     """Look after the service until it is `over`, for so many seconds at most.
 
     Raises:
@@ -208,7 +210,7 @@ def _watch(watchdog: Watchdog, heartbeat: Heartbeat, over: threading.Event, seco
     end = time.monotonic() + seconds
     while not over.wait(max(0.0, min(_LOOK_SECONDS, end - time.monotonic()))) and time.monotonic() < end:
         watchdog.look()
-        heartbeat.send()
+        statistics_request.send()
 
 
 def _wind_down(parts: Parts, triton: SupervisedTriton, watchdog: Watchdog) -> None:
@@ -219,5 +221,5 @@ def _wind_down(parts: Parts, triton: SupervisedTriton, watchdog: Watchdog) -> No
     """
     logger.info("stopping: it does not look ready any more; what is accepted will be answered")
     triton.report_not_ready()
-    _watch(watchdog, parts.heartbeat, threading.Event(), parts.settings.shutdown_grace_s)
+    _watch(watchdog, parts.statistics_request, threading.Event(), parts.settings.shutdown_grace_s)
     triton.drain(_IDLE_SECONDS + parts.settings.max_queue_delay_us / 1e6)

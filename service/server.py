@@ -19,7 +19,6 @@ from service.assembly import build_pipelines, known_embedding, load_encoders
 from service.cores import Cores
 from service.errors import ServiceFailure, StartupFault
 from service.front_end import Parts, serve_by_triton
-from service.heartbeat import Heartbeat
 from service.local_client import LocalClient
 from service.metrics import Metrics, metrics_endpoint
 from service.model.encoder import Encoder
@@ -28,6 +27,7 @@ from service.pytriton_compat.triton import Access, TritonFailure
 from service.restarts import Restarts
 from service.settings import Settings
 from service.signals import ending_signals
+from service.statistics_request import StatisticsRequest
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +59,10 @@ def serve(settings: Settings) -> None:
     http_port, metrics_port = free_ports(2, settings.ports.values())
     http = _http_address(settings, http_port)
     client = LocalClient(*http, bearer(access.http_token))
-    heartbeat = Heartbeat(client, settings.model_alias, preprocessor.size)
-    parts = Parts(settings, access, encoders, pipelines, known, metrics, facts, http, metrics_port, client, heartbeat)
+    statistics_request = StatisticsRequest(client, settings.model_alias, preprocessor.size)
+    parts = Parts(
+        settings, access, encoders, pipelines, known, metrics, facts, http, metrics_port, client, statistics_request
+    )
     with contextlib.ExitStack() as stack:
         if settings.metrics_port:
             own = LocalClient("127.0.0.1", metrics_port)

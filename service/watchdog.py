@@ -97,7 +97,7 @@ class Watchdog:
             raise ServiceFailure(f"a decode or encode has not ended after {self._stage_seconds:.0f} s")
 
     def _note_batches(self) -> None:
-        """When one has last reached a lane. Those of the other model say nothing: a heartbeat is among them."""
+        """When one has last reached a lane. Those of the other model say nothing: our own are among them."""
         batches = self._triton.batches(_MODEL)
         if batches != self._batches:
             self._batches, self._moved_at = batches, time.monotonic()

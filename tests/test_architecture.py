@@ -12,11 +12,11 @@ ALLOWED = {
     "__main__": {"settings", "signals", "logs", "environment", "errors", "server", "fetch"},
     "server": {
         "settings", "assembly", "model", "front_end", "pytriton_compat", "errors", "cores", "metrics", "ports",
-        "access", "heartbeat", "local_client", "restarts", "signals", "__version__",
+        "access", "statistics_request", "local_client", "restarts", "signals", "__version__",
     },
     "front_end": {
-        "settings", "assembly", "model", "pipeline", "endpoint", "pytriton_compat", "metrics", "canary", "heartbeat",
-        "local_client", "ports", "watchdog", "workspace",
+        "settings", "assembly", "model", "pipeline", "endpoint", "pytriton_compat", "metrics", "canary",
+        "statistics_request", "local_client", "ports", "watchdog", "workspace",
     },
     "bulk": {
         "bulk", "client", "settings", "assembly", "pipeline", "model", "errors", "cores", "environment", "logs",
@@ -31,7 +31,7 @@ ALLOWED = {
     "canary": {"errors", "local_client"},
     "probe": {"access", "canary", "errors", "local_client", "settings"},
     "client": {"client"},
-    "heartbeat": {"local_client"},
+    "statistics_request": {"local_client"},
     "local_client": set[str](),
     "access": {"errors"},
     "endpoint": {"pipeline", "errors", "metrics", "pytriton_compat"},

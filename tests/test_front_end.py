@@ -15,7 +15,7 @@ from service.pipeline import Embedding, Row
 from service.pytriton_compat.lane import Request
 from service.settings import load_settings
 
-HEARTBEAT = "0123456789abcdef"
+OWN_MARK = "0123456789abcdef"
 
 
 class Device:
@@ -41,7 +41,7 @@ def _bound(*arguments: str) -> dict[str, SimpleNamespace]:
         models[name] = SimpleNamespace(infer=infer, inputs=inputs, outputs=outputs, **rest)
 
     devices, settings = [Device(0), Device(1)], load_settings(arguments)
-    own = {"facts": {"device": "a, b"}, "metrics": Metrics(), "heartbeat": SimpleNamespace(mark=HEARTBEAT)}
+    own = {"facts": {"device": "a, b"}, "metrics": Metrics(), "statistics_request": SimpleNamespace(mark=OWN_MARK)}
     triton: Any = SimpleNamespace(bind=bind)
     parts: Any = SimpleNamespace(settings=settings, encoders=devices, pipelines=devices, **own)
     _bind_models(triton, parts)

@@ -172,7 +172,7 @@ def test_a_canary_that_does_not_come_back_is_a_failure(parts: Parts, answers: tu
     answer, _ = _counting(_forever(*answers), LOOKS)
 
     def send() -> Any:
-        parts.triton.counted["siglip"] += 1  # the heartbeat goes on, whatever becomes of images
+        parts.triton.counted["siglip"] += 1  # the service's own requests go on, whatever becomes of images
         return answer()
 
     parts.canary.send = send

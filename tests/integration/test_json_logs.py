@@ -41,7 +41,7 @@ def test_each_line_is_an_event_and_a_flood_leaves_few_of_them(tmp_path: Path) ->
     refusals = [event for event in events if event["logger"] == "service.endpoint"]
     ids = {event["request_id"]: event["code"] for event in refusals if "request_id" in event}
     assert ids == {"from http\n": "unsupported_format", "from grpc": "empty_input", "hidden": "unknown_model"}
-    # Of one code, even if the flood lies in two minutes; and none of the service's own heartbeat.
+    # Of one code, even if the flood lies in two minutes; and none of the service's own requests.
     assert RECORDS_A_MINUTE <= len(refusals) - 2 <= 2 * RECORDS_A_MINUTE
     messages = [event["message"] for event in events]
     assert messages[-1] == "stopped"

@@ -188,8 +188,8 @@ def test_it_starts_whatever_its_checkpoint_and_model_are_called_without_a_path_a
         told = [_parameters(running, model) for model in ("embed_image", "drawings")]
         assert told[0] == told[1] and told[0]["checkpoint"] == r"mod\xe8le \u6a21\u578b"
         assert (told[0]["default_base64_encoded"], told[0]["default_normalize"]) == ("true", "false")
-        no_heartbeat = 'nv_inference_count{model="drawings",version="1"} 0\n'
-        wait_for(lambda: no_heartbeat not in running.metrics(), 30)
+        no_request_of_its_own = 'nv_inference_count{model="drawings",version="1"} 0\n'
+        wait_for(lambda: no_request_of_its_own not in running.metrics(), 30)
 
 
 def _parameters(running: ServiceProcess, model: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ from service.local_client import LocalClient
 _SECONDS = 1.0
 
 
-class Heartbeat:
+class StatisticsRequest:
     """Sends the request.
 
     Attributes:
