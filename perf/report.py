@@ -1,5 +1,6 @@
 """Results -> a report in Markdown with plots, and the block at the top of `perf/README.md`."""
 
+import contextlib
 import re
 import statistics
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,8 @@ from perf.samples import Figure, NotEnoughSamples, Table
 
 _README = Path(__file__).parent / "README.md"
 _BLOCK = re.compile(r"(<!-- results -->\n).*(<!-- /results -->)", re.DOTALL)
+_SAYS_LITTLE = re.compile(r"\((R|TM)\)|\b(AMD|Intel|NVIDIA|Processor|CPU|with)\b")
+_TARGET = "target (missed: **bold**)"
 
 
 def write_report(results: Results, folder: Path, titles: dict[str, tuple[str, str]]) -> Path:
@@ -29,15 +32,16 @@ def write_report(results: Results, folder: Path, titles: dict[str, tuple[str, st
 
 
 def write_readme(folder: Path, titles: dict[str, tuple[str, str]], readme: Path = _README) -> None:
-    """Rewrite the block of results in the README from all results in `folder`, which lies beside it; GPUs first."""
-    lines: list[str] = []
-    everywhere = [read_results(path) for path in sorted(folder.glob("*.json"))]
-    for results in sorted(everywhere, key=lambda results: not results.machine["gpus"]):
-        lines += [f"### {_about(results)}", "", *_summary(results, titles), ""]
-        plots = sorted(folder.glob(f"{results.name}-*.svg"))
-        lines += [f"![{plot.stem}]({folder.name}/{plot.name})" for plot in plots]
-        lines += ["", f"[All tables and conditions]({folder.name}/{results.name}.md)", ""]
-    readme.write_text(_BLOCK.sub(lambda block: block[1] + "\n".join(lines) + block[2], readme.read_text()))
+    """Rewrite the README's results from all in `folder`, which lies beside it; what was measured last comes first."""
+    everywhere = [read_results(path) for path in folder.glob("*.json")]
+    everywhere.sort(key=lambda results: max(row.conditions["date"] for row in results.rows.values()), reverse=True)
+    machines = [f"- {_short_name(results)}: {_about(results)}" for results in everywhere]
+    links = [f"[{_short_name(results)}]({folder.name}/{results.name}.md)" for results in everywhere]
+    table = _markdown_table(["row", "figure", _TARGET, *links], _side_by_side(everywhere, titles))
+    drawn = (sorted(folder.glob(f"{results.name}-*.svg")) for results in everywhere)
+    plots = [f"![{plot.stem}]({folder.name}/{plot.name})" for plot in next(filter(None, drawn), [])]
+    block = "\n".join([*machines, "", *table, "", *plots])
+    readme.write_text(_BLOCK.sub(lambda old: f"{old[1]}{block}\n{old[2]}", readme.read_text()))
 
 
 def _about(results: Results) -> str:
@@ -46,23 +50,54 @@ def _about(results: Results) -> str:
     return f"{here['cpu']}, {here['cores']} cores, {here['memory_gb']} GB, {gpus}"
 
 
+def _short_name(results: Results) -> str:
+    here = results.machine
+    words = ", ".join([here["cpu"], f"{here['cores']} cores", *here["gpus"]])
+    return " ".join(_SAYS_LITTLE.sub("", words).split())
+
+
+def _side_by_side(everywhere: Sequence[Results], titles: dict[str, tuple[str, str]]) -> list[list[str]]:
+    """A line for each figure of the rows that have a target or were measured nowhere, with a cell for each machine."""
+    lines = []
+    for name, (title, _) in titles.items():
+        rows = [results.rows.get(name) for results in everywhere]
+        found = [{figure.name: figure for figure in row.findings.figures} if row else {} for row in rows]
+        if all(row is None or row.not_measured for row in rows):
+            lines.append([title, "", "", *(_cell(None) for _ in rows)])
+        elif any(_target(figure) for figures in found for figure in figures.values()):
+            for label in dict.fromkeys(label for figures in found for label in figures):
+                here = [figures.get(label) for figures in found]
+                targets = dict.fromkeys(_target(figure) for figure in here if figure)
+                lines.append([title, label, "; ".join(targets), *map(_cell, here)])
+    return lines
+
+
 def _summary(results: Results, titles: dict[str, tuple[str, str]]) -> list[str]:
     """The table that stands first, one line a figure, and what has never been run there."""
     lines = []
     for name, (title, _) in titles.items():
         if row := results.rows.get(name):
-            figures = [[title, *_cells(figure)] for figure in row.findings.figures]
+            figures = [[title, each.name, _target(each), _cell(each), each.note] for each in row.findings.figures]
             reason = f"not measured: {row.not_measured}" if row.not_measured else "see its table"
-            lines += figures or [[title, "", reason, "", "", ""]]
-    table = _markdown_table(["row", "figure", "median (range)", "target", "reached", "of what"], lines)
+            lines += figures or [[title, "", "", reason, ""]]
+    table = _markdown_table(["row", "figure", _TARGET, "median (range)", "of what"], lines)
     missing = [title for name, (title, _) in titles.items() if name not in results.rows]
     return [*table, "", f"Not run there: {'; '.join(missing)}."] if missing else table
 
 
-def _cells(figure: Figure) -> list[str]:
+def _target(figure: Figure) -> str:
     bounds = ((figure.at_least, "at least"), (figure.at_most, "at most"))
-    target = ", ".join(f"{words} {bound:g} {figure.unit}".rstrip() for bound, words in bounds if bound is not None)
-    return [figure.name, render(figure), target, _reached(figure), figure.note]
+    return ", ".join(f"{words} {bound:g} {figure.unit}".rstrip() for bound, words in bounds if bound is not None)
+
+
+def _cell(figure: Figure | None) -> str:
+    """What was measured, in bold where it misses its target."""
+    if figure is None:
+        return "-"
+    with contextlib.suppress(NotEnoughSamples):
+        if figure.is_met is False:
+            return f"**{render(figure)}**"
+    return render(figure)
 
 
 def render(figure: Figure) -> str:
@@ -76,13 +111,6 @@ def render(figure: Figure) -> str:
     if figure.kind == "slope":
         return f"{_number(median)} {figure.unit}".rstrip()
     return f"{_spread(figure.per_round)} {figure.unit}".rstrip()
-
-
-def _reached(figure: Figure) -> str:
-    try:
-        return {True: "yes", False: "**no**", None: ""}[figure.is_met]
-    except NotEnoughSamples:
-        return ""
 
 
 def _spread(samples: Sequence[float]) -> str:
