@@ -75,6 +75,8 @@ class Watchdog:
             self._awake_since = now
         self._triton.check_alive()
         self._check_front_end()
+        if time.monotonic() - now > _FROZEN_SECONDS:  # within this look
+            self._awake_since = time.monotonic()
         self._check_encoders()
         self._note_batches()
         self._check_canary()

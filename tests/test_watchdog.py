@@ -1,6 +1,7 @@
 """What the watchdog calls a failure of the service, and what it does not."""
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -192,6 +193,19 @@ def test_the_time_in_which_the_process_was_frozen_is_nobodys_failure(parts: Part
     watchdog._awake_since -= 3600
     with pytest.raises(ServiceFailure, match="has not ended"):
         watchdog.look()
+
+
+def test_a_freeze_within_a_look_is_nobodys_failure(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    watchdog, frozen = _watchdog(parts), [0.0]
+
+    def get_after_a_freeze(*_: object) -> tuple[int, bytes]:
+        frozen.append(3600.0)
+        return 200, b""
+
+    parts.client.get = get_after_a_freeze
+    parts.metrics.longest_stage = lambda: 3600.0  # type: ignore[method-assign]
+    monkeypatch.setattr(room, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + frozen[-1]))
+    watchdog.look()
 
 
 def test_an_encoder_that_fails_batch_after_batch_is_a_failure(parts: Parts) -> None:

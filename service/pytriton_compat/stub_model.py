@@ -21,6 +21,11 @@ from .fault_wire import read_fault
 from .pulse import keep_pulse
 
 _TERMINATION_SECONDS = 5
+# Triton takes a stub for dead of which it has not heard for 0.7 to 1 s, by the clock on the wall.
+_STILL_SECONDS = 0.6
+_LOOK_SECONDS = 0.1
+# From the end of a standstill until a batch that Triton had sent before it must have begun.
+_SOON_SECONDS = 0.2
 _INTERNAL = "INTERNAL", "internal_error: the request could not be answered"
 
 
@@ -33,20 +38,34 @@ class TritonPythonModel:
         self._inputs = [tensor["name"] for tensor in config["input"]]
         index = args["model_instance_name"].rsplit("_", 1)[-1]
         self._lane, pulse = _connect(f"lane-{index}.sock"), _connect(f"pulse-{index}.sock")
+        self._standstill = _Standstill()
+        threading.Thread(target=self._standstill.watch, daemon=True).start()
         threading.Thread(target=_end_with_the_service, args=(pulse, self._lane, os.getppid()), daemon=True).start()
 
     def execute(self, requests):
-        """One response a request; a failure stays with its request and reaches the client without a traceback."""
+        """One response a request; a failure stays with its request and reaches the client without a traceback.
+
+        After a standstill there is none: Triton may have given up this batch, and would take its responses for those of
+        the next one, each request's for another's.
+        """
+        began = time.time()
+        responses = self._responses(requests)
+        self._standstill.look()
+        if began < self._standstill.ended_at + _SOON_SECONDS:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return responses
+
+    def finalize(self):
+        """Let the lane go."""
+        self._lane.close()
+
+    def _responses(self, requests):
         entries = [_attempt(self._entry, request) for request in requests]
         answers = iter(self._ask([entry for entry in entries if entry is not None]))
         return [
             self._response(request, None if entry is None else next(answers))
             for request, entry in zip(requests, entries, strict=True)
         ]
-
-    def finalize(self):
-        """Let the lane go."""
-        self._lane.close()
 
     def _ask(self, entries):
         """The lane's answers, None for each where there are none."""
@@ -73,6 +92,27 @@ class TritonPythonModel:
         # No line in the log where there is no tensor: it has been told, and see `_ask`.
         answer = None if tensors is None else _attempt(_answer, request, tensors)
         return answer or _error(*_INTERNAL)
+
+
+class _Standstill:
+    """When this process has last stood still, frozen or without its turn, or the clock on the wall was put forward."""
+
+    def __init__(self):
+        self.ended_at = 0.0
+        self._looked_at, self._worked = time.time(), time.process_time()
+
+    def look(self):
+        """See whether more time has passed since the last look than this process has worked and slept."""
+        now, worked = time.time(), time.process_time()
+        if now - self._looked_at - (worked - self._worked) > _STILL_SECONDS:
+            self.ended_at = now
+        self._looked_at, self._worked = now, worked
+
+    def watch(self):
+        """Look again and again."""
+        while True:
+            time.sleep(_LOOK_SECONDS)
+            self.look()
 
 
 def _parameters(request):

@@ -286,7 +286,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
                 that hangs goes unnoticed.
 
         Raises:
-            ServiceFailure: tritonserver is gone, it or a stub hangs, or requests were still in flight after the time
+            ServiceFailure: tritonserver or a stub is gone or hangs, or requests were still in flight after the time
                 allowed.
         """
         with self._admin_client() as client:
@@ -319,6 +319,8 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         _, left = psutil.wait_procs(self._processes[1:], timeout=idle_seconds)
         if _has_died(self._processes[0]):
             raise ServiceFailure("tritonserver has died before everything accepted was answered")
+        if any(lane.in_the_works and not lane.is_alive() for lane, _ in self._lanes):
+            raise ServiceFailure("a stub has died before everything accepted was answered")
         if left and (any(pulse.fell_silent for _, pulse in self._lanes) or not self._answers("live", _LIFE_SECONDS)):
             raise ServiceFailure("tritonserver or a stub hangs before everything accepted was answered")
         return not left or not (was_working or self.is_working() or self.batches() > before)

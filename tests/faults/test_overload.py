@@ -122,6 +122,7 @@ def test_a_drain_tells_what_is_left(tmp_path: Path) -> None:
         ("bin/tritonserver", signal.SIGSTOP, 0, "tritonserver or a stub hangs"),
         # So late that it is not known to hang when the drain looks at what is left for the first time, after 8 seconds.
         ("embed_image_0_0", signal.SIGSTOP, 4, "tritonserver or a stub hangs"),
+        ("embed_image_0_0", signal.SIGKILL, 0, "a stub has died"),
     ],
 )
 def test_a_drain_that_a_part_does_not_survive_is_no_success(

@@ -8,6 +8,7 @@ import contextlib
 import re
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ END_SECONDS = 20
 # For as long it could still be at work, on a machine as busy as this one was when the encoder warmed up.
 HANGING_ENCODER_SECONDS = 90
 AT_A_TIME = 3
+FREEZES = 3
+FREEZE_SECONDS = 1.5
+# After a freeze, until tritonserver has found its stubs dead and another one is there, if it does.
+RESTART_SECONDS = 5
 # Of each client: without one they keep all cores busy, and of a service that is not there they ask all the time.
 PAUSE_SECONDS = 0.02
 MOST_RESTARTS = 5
@@ -258,6 +263,29 @@ def _has_healed(running: ServiceProcess) -> bool:
     with contextlib.suppress(requests.HTTPError):  # a scrape needs a tritonserver, too
         return "embed_triton_restarts_total 1.0" in running.metrics() and running.is_ready()
     return False
+
+
+def _freeze(family: Sequence[psutil.Process]) -> None:
+    for process in family:
+        process.suspend()
+    time.sleep(FREEZE_SECONDS)
+    for process in family:
+        process.resume()
+
+
+@pytest.mark.timeout(600)
+def test_after_a_freeze_no_image_gets_the_embedding_of_another(tmp_path: Path) -> None:
+    """As by a container's pause: Triton takes its stubs for dead, and their answers for those of later batches."""
+    with service(tmp_path) as running, load(running, 30) as account:
+        wait_for(lambda: len(account) > 300)
+        for _ in range(FREEZES):
+            _freeze(running.family())
+            from_then = time.monotonic() + RESTART_SECONDS
+            wait_for(lambda at=from_then: len(_sent_since(at, account)) == LEAST_SENT)  # type: ignore[misc]
+        assert running.is_ready()
+    outcomes = Counter(sent.outcome for sent in account)
+    assert outcomes.keys() <= {"right", "500", "404", "no connection"}, (outcomes, running.output())
+    assert outcomes["right"] > 300
 
 
 def test_a_service_whose_log_nobody_reads_goes_on(tmp_path: Path) -> None:

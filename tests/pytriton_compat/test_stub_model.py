@@ -6,9 +6,12 @@ It is installed as the server does it, beside a stand-in for Triton's own module
 import importlib
 import json
 import logging
+import os
 import shutil
+import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -172,6 +175,30 @@ def test_a_lane_that_cannot_be_asked_is_let_go_and_its_requests_get_no_details(
     assert _told(model.execute([_request(b"1")])) == [INTERNAL]
     lane.join(JOIN_SECONDS)
     assert not lane.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("passed", "worked", "ends"),
+    [(0.7, 0.0, True), (0.5, 0.0, False), (5.0, 4.9, False)],
+    ids=["frozen", "late", "busy"],
+)
+def test_a_stub_that_has_stood_still_ends_and_gives_no_late_answer(
+    stub: tuple[Any, Lane], monkeypatch: pytest.MonkeyPatch, passed: float, worked: float, ends: bool
+) -> None:
+    """Triton would take it for the answer to the next batch."""
+    model, _ = stub
+    kills: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda *arguments: kills.append(arguments))
+    clocks = SimpleNamespace(time=lambda: 100.0 + passed, process_time=lambda: 10.0 + worked, sleep=time.sleep)
+    standstill = model._standstill = type(model._standstill)()
+    standstill._looked_at, standstill._worked = 100.0, 10.0
+    monkeypatch.setattr(sys.modules[type(model).__module__], "time", clocks)
+    assert _told(model.execute([_request(b"1")])) == [{"EMBEDDING": [[1.0, 0.0]]}]
+    assert kills == [(os.getpid(), signal.SIGKILL)] * ends
+    clocks.time = lambda: 101.0 + passed  # of one that comes later Triton knows when it does
+    standstill._looked_at = 101.0 + passed
+    model.execute([_request(b"1")])
+    assert len(kills) == ends
 
 
 @pytest.mark.parametrize("leave", [lambda model: model.finalize(), lambda model: model._lane.close()])
