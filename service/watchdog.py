@@ -73,7 +73,7 @@ class Watchdog:
         now = time.monotonic()
         if now - self._looked_at > _FROZEN_SECONDS:
             self._awake_since = now
-        self._triton.check_alive()
+        self._triton.check_alive(self._canary_pause)
         self._check_front_end()
         if time.monotonic() - now > _FROZEN_SECONDS:  # within this look
             self._awake_since = time.monotonic()

@@ -234,8 +234,10 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         self._serving = True
         return True
 
-    def check_alive(self) -> None:
+    def check_alive(self, canary_seconds: float) -> None:
         """Look at every process and lane: Triton restarts none of them, and reports ready all the same.
+
+        A canary is sent every `canary_seconds`.
 
         Raises:
             TritonFailure: one of them has died or hangs.
@@ -249,7 +251,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
                 raise TritonFailure(f"{lane.name} has ended")
             if not pulse.is_alive():
                 raise TritonFailure(f"the stub of {lane.name} hangs")
-        if (passed_over := self._turns.passed_over()) and not _is_shared_memory_scarce():
+        if (passed_over := self._turns.passed_over(canary_seconds)) and not _is_shared_memory_scarce():
             raise TritonFailure(f"the stub of {passed_over.name} gets no batches, while others do")
 
     def batches(self, model: str | None = None) -> int:

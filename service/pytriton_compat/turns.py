@@ -35,13 +35,19 @@ class Turns:
         }
         self._last = {lane: self._turn(lane) for lane in lanes}
 
-    def passed_over(self) -> Lane | None:
-        """One of the lanes that gets no batches while the others of its model do."""
+    def passed_over(self, canary_seconds: float) -> Lane | None:
+        """One of the lanes that gets no batches while the others of its model do.
+
+        A batch that Triton refuses itself takes a turn and reaches no lane, so a client can have one passed over. But
+        each canary, one in so many seconds, moves its turns on by one.
+        """
         for lane, others in self._others.items():
             now, last = self._turn(lane), self._last[lane]
             if lane.in_the_works or now.batches > last.batches:
                 self._last[lane] = now
-            elif now.of_others - last.of_others > _MOST_PASSED * len(others) and now.at - last.at > _LEAST_SECONDS:
+                continue
+            seconds = max(_LEAST_SECONDS, (len(others) + 2) * canary_seconds)
+            if now.of_others - last.of_others > _MOST_PASSED * len(others) and now.at - last.at > seconds:
                 return lane
         return None
 

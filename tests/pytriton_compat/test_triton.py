@@ -121,13 +121,13 @@ def test_a_stub_without_batches_has_not_failed_while_shared_memory_is_scarce(
     fake: SupervisedTriton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Triton answers a batch for which it cannot grow, and no lane gets to see it."""
-    passed_over = SimpleNamespace(passed_over=lambda: SimpleNamespace(name="embed_image-lane-1"))
+    passed_over = SimpleNamespace(passed_over=lambda _: SimpleNamespace(name="embed_image-lane-1"))
     monkeypatch.setattr(fake, "_turns", passed_over, raising=False)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(used=33, free=31))
-    fake.check_alive()
+    fake.check_alive(2)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(used=31, free=33))
     with pytest.raises(TritonFailure, match="the stub of embed_image-lane-1 gets no batches, while others do"):
-        fake.check_alive()
+        fake.check_alive(2)
 
 
 def test_a_workspace_that_lies_too_deep_for_a_socket_is_refused(tmp_path: Path) -> None:

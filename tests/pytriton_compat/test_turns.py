@@ -19,13 +19,15 @@ WORKS, STANDS_STILL, HAS_A_LONG_BATCH = (1, 0), (0, 0), (0, 1)
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "seconds", "passed_over"),
+    ("first", "second", "seconds", "canary_seconds", "passed_over"),
     [
-        (STANDS_STILL, WORKS, 6, "first"),
-        (WORKS, WORKS, 6, None),
-        (HAS_A_LONG_BATCH, WORKS, 6, None),
-        (STANDS_STILL, STANDS_STILL, 6, None),
-        (STANDS_STILL, WORKS, 0.1, None),
+        (STANDS_STILL, WORKS, 6, 2, "first"),
+        (WORKS, WORKS, 6, 2, None),
+        (HAS_A_LONG_BATCH, WORKS, 6, 2, None),
+        (STANDS_STILL, STANDS_STILL, 6, 2, None),
+        (STANDS_STILL, WORKS, 0.1, 2, None),
+        (STANDS_STILL, WORKS, 20, 8, None),
+        (STANDS_STILL, WORKS, 24, 8, "first"),
     ],
 )
 def test_a_lane_that_gets_no_batches_while_others_do_is_found(
@@ -33,6 +35,7 @@ def test_a_lane_that_gets_no_batches_while_others_do_is_found(
     first: tuple[int, int],
     second: tuple[int, int],
     seconds: float,
+    canary_seconds: float,
     passed_over: str | None,
 ) -> None:
     """That of another model, which has none, is no matter."""
@@ -41,7 +44,7 @@ def test_a_lane_that_gets_no_batches_while_others_do_is_found(
     monkeypatch.setattr(time, "monotonic", lambda: clock)
     watched = Turns(lanes)
     for _ in range(12):
-        found = watched.passed_over()
+        found = watched.passed_over(canary_seconds)
         for lane, (batches, in_the_works) in zip(lanes, (first, second, STANDS_STILL), strict=True):
             lane.batches, lane.in_the_works = lane.batches + batches, in_the_works
         clock += seconds / 10
