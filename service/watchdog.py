@@ -13,19 +13,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from service.canary import Answer, Canary
 from service.errors import ServiceFailure
+from service.hangs import StageWatch
 from service.local_client import LocalClient
 from service.metrics import Metrics
 from service.model.encoder import Encoder
 from service.pytriton_compat.triton import SupervisedTriton, TritonFailure
 
 _MOST_FAILURES = 2
-# No image takes as long to decode, even where many threads share a core.
-_STAGE_SECONDS = 20.0
-_STAGE_TIMES = 5.0
 _LIVE_SECONDS = 2.0
-# Between two looks, beyond what one may take: the process has been frozen, as by a container's pause. A canary that was
-# under way waits for five, and would be taken for lost.
-_FROZEN_SECONDS = 4.0
 _MODEL = "embed_image"
 # Without a batch, and with none in the works: nobody's turn comes any more.
 _STILL_SECONDS = 4.0
@@ -49,11 +44,9 @@ class Watchdog:
         self._client = client
         self._encoders = encoders
         self._metrics = metrics
-        # All lanes of a device may wait for each other.
         image_seconds = max(encoder.image_seconds for encoder in encoders)
-        self._stage_seconds = _STAGE_SECONDS + _STAGE_TIMES * images * image_seconds
+        self._stages = StageWatch(metrics, images, image_seconds)
         self._unanswered = 0
-        self._looked_at, self._awake_since = time.monotonic(), -math.inf
         self._canary = canary
         self._canary_sender = ThreadPoolExecutor(1, thread_name_prefix="canary")
         self._canary_answer: Future[Answer] | None = None
@@ -70,17 +63,14 @@ class Watchdog:
             TritonFailure: Triton's part has died, hangs, or loses requests.
             ServiceFailure: another part hangs, fails, or answers wrongly.
         """
-        now = time.monotonic()
-        if now - self._looked_at > _FROZEN_SECONDS:
-            self._awake_since = now
+        self._stages.look()
         self._triton.check_alive(self._canary_pause)
         self._check_front_end()
-        if time.monotonic() - now > _FROZEN_SECONDS:  # within this look
-            self._awake_since = time.monotonic()
+        self._stages.look()
         self._check_encoders()
         self._note_batches()
         self._check_canary()
-        self._looked_at = time.monotonic()
+        self._stages.look()
 
     def _check_front_end(self) -> None:
         try:
@@ -95,8 +85,7 @@ class Watchdog:
         for encoder in self._encoders:
             if encoder.failures_in_a_row >= _MOST_FAILURES:
                 raise ServiceFailure(f"the encoder on {encoder.device} fails batch after batch")
-        if min(self._metrics.longest_stage(), time.monotonic() - self._awake_since) > self._stage_seconds:
-            raise ServiceFailure(f"a decode or encode has not ended after {self._stage_seconds:.0f} s")
+        self._stages.check()
 
     def _note_batches(self) -> None:
         """When one has last reached a lane. Those of the other model say nothing: our own are among them."""
@@ -121,7 +110,8 @@ class Watchdog:
         except (OSError, http.client.HTTPException) as error:
             # Where batches come and go, or one takes long, the canary is waiting for its turn.
             is_moving = time.monotonic() - self._moved_at < _STILL_SECONDS or self._triton.is_working(_MODEL)
-            if not is_moving and self._canary_sent_at > self._awake_since:
+            # One that was under way in a freeze has waited for too long by that alone.
+            if not is_moving and self._canary_sent_at > self._stages.awake_since:
                 raise TritonFailure("the canary was lost on its way to a lane") from error
             return
         if kind == "right":

@@ -37,6 +37,7 @@ from service.client.sources import LeftOut, Place
 from service.cores import Cores
 from service.demo.drawings import draw
 from service.errors import ServiceFailure, StartupFault
+from service.hangs import StageWatch
 from service.metrics import Metrics
 from service.model.encoder import Encoder
 from service.settings import Settings, load_settings
@@ -691,8 +692,8 @@ def test_a_worker_whose_batch_does_not_end_ends(monkeypatch: pytest.MonkeyPatch)
         codes.append(code)
         over.set()
 
-    monkeypatch.setattr("service.bulk.embedder._STAGE_SECONDS", 0.3)
-    monkeypatch.setattr("service.bulk.embedder._STAGE_TIMES", 0.0)
+    monkeypatch.setattr("service.hangs._STAGE_SECONDS", 0.3)
+    monkeypatch.setattr("service.hangs._STAGE_TIMES", 0.0)
     monkeypatch.setattr("service.bulk.embedder._LOOK_SECONDS", 0.1)
     embedder = Embedder(SETTINGS, Cores())
     monkeypatch.setattr(Encoder, "_run_batch", hang)
@@ -703,11 +704,12 @@ def test_a_worker_whose_batch_does_not_end_ends(monkeypatch: pytest.MonkeyPatch)
 
 def test_time_in_which_a_worker_was_frozen_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds, ends = iter([0.0, 1.0, *np.arange(1000.0, 1100.0)]), list[str]()
-    clock = SimpleNamespace(monotonic=lambda: next(seconds), sleep=lambda _: None)
-    monkeypatch.setattr("service.bulk.embedder.time", clock)
+    monkeypatch.setattr("service.hangs.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr("service.bulk.embedder._LOOK_SECONDS", 0.0)
     monkeypatch.setattr("service.bulk.embedder._end", ends.append)
-    monkeypatch.setattr(Metrics, "longest_stage", lambda _: np.inf)
-    _watch(Metrics(), 20.0)
+    stages = StageWatch(Metrics(), 0, 0.0)
+    monkeypatch.setattr(Metrics, "longest_stage", lambda _: stages._looked_at)  # since it was made
+    _watch(stages)
     assert ends and next(seconds) == 1022.0
 
 

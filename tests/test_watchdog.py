@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from service import canary as canary_room
+from service import hangs
 from service import watchdog as room
 from service.errors import ServiceFailure
 from service.metrics import Metrics
@@ -185,12 +186,12 @@ def test_a_canary_that_does_not_come_back_is_a_failure(parts: Parts, answers: tu
 def test_the_time_in_which_the_process_was_frozen_is_nobodys_failure(parts: Parts, seconds: float) -> None:
     """As by a container's pause: clocks go on, and a canary under way is over its time."""
     watchdog, run_out_of_time = _waiting_for_a_canary(parts)
-    watchdog._looked_at -= seconds
+    watchdog._stages._looked_at -= seconds
     parts.metrics.longest_stage = lambda: 3600.0  # type: ignore[method-assign]
     watchdog.look()
     run_out_of_time()
     watchdog.look()
-    watchdog._awake_since -= 3600
+    watchdog._stages.awake_since -= 3600
     with pytest.raises(ServiceFailure, match="has not ended"):
         watchdog.look()
 
@@ -204,7 +205,7 @@ def test_a_freeze_within_a_look_is_nobodys_failure(parts: Parts, monkeypatch: py
 
     parts.client.get = get_after_a_freeze
     parts.metrics.longest_stage = lambda: 3600.0  # type: ignore[method-assign]
-    monkeypatch.setattr(room, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + frozen[-1]))
+    monkeypatch.setattr(hangs, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + frozen[-1]))
     watchdog.look()
 
 

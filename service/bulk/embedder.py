@@ -13,19 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 from service.assembly import build_pipelines, known_embedding, load_encoders
 from service.cores import Cores
-from service.errors import InternalFault, StartupFault
+from service.errors import InternalFault, ServiceFailure, StartupFault
+from service.hangs import StageWatch
 from service.metrics import Metrics
 from service.pipeline import Outcome, Row
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-# As the service's watchdog: no image takes as long to decode, and all lanes may wait for each other. Where more than
-# some seconds have passed between two looks, the process has been frozen.
-_STAGE_SECONDS = 20.0
-_STAGE_TIMES = 5.0
 _LOOK_SECONDS = 1.0
-_FROZEN_SECONDS = 4.0
 
 
 class Embedder:
@@ -46,8 +42,8 @@ class Embedder:
         self.dimension = encoders[0].dimension
         self.lanes = settings.lanes or encoders[0].lanes
         known_embedding(self._pipelines)
-        most_seconds = _STAGE_SECONDS + _STAGE_TIMES * self.lanes * settings.max_batch_size * encoders[0].image_seconds
-        threading.Thread(target=_watch, args=(metrics, most_seconds), name="watch", daemon=True).start()
+        stages = StageWatch(metrics, self.lanes * settings.max_batch_size, encoders[0].image_seconds)
+        threading.Thread(target=_watch, args=(stages,), name="watch", daemon=True).start()
 
     def embed(self, images: Sequence[bytes]) -> list[Outcome]:
         """Each image's embedding (float32 `[D]`) or its fault, in the images' order.
@@ -71,15 +67,15 @@ class Embedder:
             _end(f"this worker can embed nothing any more, and ends: {fault}")
 
 
-def _watch(metrics: Metrics, most_seconds: float) -> None:
-    """End the process where a stage takes far longer than it can; time in which it was frozen does not count."""
-    looked_at = awake_since = time.monotonic()
-    while min(metrics.longest_stage(), looked_at - awake_since) <= most_seconds:
+def _watch(stages: StageWatch) -> None:
+    """End the process where a stage hangs."""
+    while True:
         time.sleep(_LOOK_SECONDS)
-        now = time.monotonic()
-        awake_since = now if now - looked_at > _FROZEN_SECONDS else awake_since
-        looked_at = now
-    _end(f"a decode or encode has not ended after {most_seconds:.0f} s; this worker ends")
+        stages.look()
+        try:
+            stages.check()
+        except ServiceFailure as failure:
+            return _end(f"{failure}; this worker ends")
 
 
 def _end(why: str) -> None:
