@@ -18,11 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from pytriton.client.utils import create_client_from_url
 from pytriton.server.triton_server_config import TritonServerConfig
 from pytriton.triton import Triton, TritonConfig, TritonLifecyclePolicy, TritonSecurityConfig
 from pytriton.utils.distribution import get_stub_path
-from tritonclient.utils import InferenceServerException
 
 from service.access import GrpcTls
 from service.errors import ServiceFailure, StartupFault
@@ -44,8 +42,7 @@ _STUB_FILES = {
     "fault_wire.py": "fault_wire.py",
     "pulse.py": "pulse.py",
 }
-# What tritonclient raises; of a server that ends while it is asked, what the HTTP library beneath makes of it.
-_UNANSWERED = (OSError, http.client.HTTPException, InferenceServerException)
+_UNANSWERED = (OSError, http.client.HTTPException)
 # Triton starts its stubs with a shell, and puts what they are given between no quotes; PyTriton writes ASCII alone.
 _USABLE_PATH = re.compile(r"[\w/.+@=-]+", re.ASCII)
 _MAX_SOCKET_PATH = 107  # of Linux, in bytes; a longer one would show only as a start that never ends
@@ -53,6 +50,7 @@ _DRAIN_SECONDS = 120.0
 _POLL_SECONDS = 0.05
 _END_SECONDS = 5.0  # of a process that has been told to end
 _ANSWER_SECONDS = 2.0
+_ADMIN_SECONDS = 20.0
 _LIFE_SECONDS = 10.0
 _WAITING = re.compile(rb"^nv_inference_pending_request_count\{.*\} (\d+)$", re.MULTILINE)
 _STUB_MEBIBYTES = 4  # that a stub takes of it before its first request
@@ -133,7 +131,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         self._folder = workspace
         self._unloadable = workspace / "draining"
         self._access = access
-        self._health = LocalClient(config.http_address, config.http_port)
+        self._http = LocalClient(config.http_address, config.http_port)
         self._metrics = LocalClient(config.metrics_address, config.metrics_port) if config.allow_metrics else None
         self._stub_bytes = stub_bytes
         self._batch_strategy = find_batch_strategy()
@@ -277,8 +275,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         with contextlib.suppress(FileNotFoundError):
             self._unloadable.rename(model)
         _make_unloadable_model(model)
-        with self._admin_client() as client, contextlib.suppress(InferenceServerException):
-            client.load_model(model.name, headers=self._headers)
+        self._ask_to("load", model.name)
 
     def drain(self, idle_seconds: float) -> None:
         """Refuse new requests, then wait until everything accepted is answered. Call `report_not_ready()` before.
@@ -291,9 +288,9 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             ServiceFailure: tritonserver or a stub is gone or hangs, or requests were still in flight after the time
                 allowed.
         """
-        with self._admin_client() as client:
-            for model in reversed(list(self._model_manager.models)):
-                client.unload_model(model.model_name, headers=self._headers)
+        for model in reversed(list(self._model_manager.models)):
+            if not self._ask_to("unload", model.model_name):
+                raise ServiceFailure(f"tritonserver refuses to unload {model.model_name}")
         deadline = time.monotonic() + _DRAIN_SECONDS
         logger.info("draining: %s", self._left())
         while not self._has_answered_all(idle_seconds):
@@ -306,7 +303,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         """The accepted requests that are not answered yet; of those that no lane has, only Triton's metrics tell."""
         left = f"{sum(lane.in_the_works for lane, _ in self._lanes)} requests in the works"
         if self._metrics:
-            with contextlib.suppress(OSError, http.client.HTTPException):
+            with contextlib.suppress(*_UNANSWERED):
                 _, metrics = self._metrics.get("/metrics", _ANSWER_SECONDS)
                 left += f", {sum(map(int, _WAITING.findall(metrics)))} waiting for a batch"
         return left
@@ -375,13 +372,20 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             return [server, *server.children(recursive=True)]
         return []
 
-    @contextlib.contextmanager
-    def _admin_client(self) -> Iterator[Any]:
-        with contextlib.closing(create_client_from_url(self._url)) as client:
-            try:
-                yield client
-            except _UNANSWERED as error:
-                raise ServiceFailure(f"tritonserver could not be asked to finish its requests: {error}") from error
+    def _ask_to(self, action: str, model: str) -> bool:
+        """Have tritonserver `load` or `unload` a model, and return whether it did.
+
+        Not by tritonclient: where a second signal ends the wait, its gevent prints a traceback.
+
+        Raises:
+            ServiceFailure: it does not answer.
+        """
+        try:
+            path = f"/v2/repository/models/{model}/{action}"
+            status, _ = self._http.post(path, b"{}", _ADMIN_SECONDS, self._headers)
+        except _UNANSWERED as error:
+            raise ServiceFailure(f"tritonserver could not be asked to finish its requests: {error}") from error
+        return status == 200
 
     def _prepare_triton_config(self, workspace: Any) -> None:
         super()._prepare_triton_config(workspace)
@@ -449,8 +453,8 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
 
     def _answers(self, health: str, seconds: float) -> bool:
         """Whether tritonserver says within so many seconds that it is `live` or `ready`."""
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            status, _ = self._health.get(f"/v2/health/{health}", seconds)
+        with contextlib.suppress(*_UNANSWERED):
+            status, _ = self._http.get(f"/v2/health/{health}", seconds)
             return status == 200
         return False
 

@@ -1,8 +1,8 @@
 """What becomes of this process when tritonserver cannot start, or ends in the middle of something."""
 
-import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -56,6 +56,33 @@ def test_a_server_that_ends_while_it_is_asked_is_told_in_one_line(tmp_path: Path
         triton._unloadable.mkdir()
         with pytest.raises(ServiceFailure, match="tritonserver could not be asked"):
             triton.report_not_ready()
+
+
+def test_a_second_signal_while_a_server_that_hangs_is_asked_is_told_in_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def on_signal(*_: object) -> None:
+        raise ServiceFailure("stopped at once")
+
+    before = signal.signal(signal.SIGALRM, on_signal)
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            triton = _triton(tmp_path, listener.getsockname()[1])
+            triton._unloadable.mkdir()
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            with pytest.raises(ServiceFailure, match="stopped at once"):
+                triton.report_not_ready()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_drain_that_the_server_refuses_is_a_failure(fake: SupervisedTriton, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = [Tensor(name="X", dtype=np.float32, shape=(1,))]
+    fake.bind("model", [], tensors, tensors, parameters={})
+    monkeypatch.setattr(fake, "_ask_to", lambda *_: False)
+    with pytest.raises(ServiceFailure, match="tritonserver refuses to unload model"):
+        fake.drain(0)
 
 
 @pytest.fixture
@@ -146,7 +173,7 @@ def test_a_drain_that_stubs_do_not_end_waits_for_what_is_in_the_works_and_no_lon
     lane: Any = SimpleNamespace(model="embed_image", batches=7, in_the_works=in_the_works, fell_silent=False)
     lane.is_alive = lambda: True
     fake._lanes, fake._processes = [(lane, lane)], [psutil.Process()] * 2
-    monkeypatch.setattr(fake, "_admin_client", contextlib.nullcontext)
+    monkeypatch.setattr(fake, "_ask_to", lambda *_: True)
     monkeypatch.setattr(room, "_DRAIN_SECONDS", 0.1)
     if not in_the_works:
         fake.drain(0)
