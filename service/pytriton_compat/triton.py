@@ -6,13 +6,12 @@ import http.client
 import logging
 import os
 import re
-import resource
 import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +28,12 @@ from service.pytriton_compat.command_line import overwrite_arguments
 from service.pytriton_compat.lane import InferenceCallable, Lane
 from service.pytriton_compat.libpython import link_libpython
 from service.pytriton_compat.pulse import Pulse
+from service.pytriton_compat.server_log import ServerLog
+from service.pytriton_compat.server_processes import end, has_died, limit_files, process_tree, room_for_server
 from service.pytriton_compat.turns import Turns
 from service.workspace import SHARED_MEMORY
 
 logger = logging.getLogger(__name__)
-triton_logger = logging.getLogger("tritonserver")
 
 _HERE = Path(__file__).parent
 _STUB_FILES = {
@@ -48,29 +48,14 @@ _USABLE_PATH = re.compile(r"[\w/.+@=-]+", re.ASCII)
 _MAX_SOCKET_PATH = 107  # of Linux, in bytes; a longer one would show only as a start that never ends
 _DRAIN_SECONDS = 120.0
 _POLL_SECONDS = 0.05
-_END_SECONDS = 5.0  # of a process that has been told to end
 _ANSWER_SECONDS = 2.0
 _ADMIN_SECONDS = 20.0
 _LIFE_SECONDS = 10.0
 _WAITING = re.compile(rb"^nv_inference_pending_request_count\{.*\} (\d+)$", re.MULTILINE)
 _STUB_MEBIBYTES = 4  # that a stub takes of it before its first request
-_HEAPS = {
-    # Or each of tritonserver's threads gets a heap of its own, which stays as large as the worst moment has made it.
-    "MALLOC_ARENA_MAX": "2",
-    # Or the first large body that is freed has glibc put all that are smaller into the heaps, too, between what stays.
-    "MALLOC_MMAP_THRESHOLD_": "131072",
-}
-# Triton parses JSON by recursion, and copies a whole body of the content type that curl sends by default onto the
-# stack, twice, before it looks at a token: the usual 8 MB end it with a photograph of 4. Only what is used takes
-# memory, and stays; this is enough for twice what the documented proxy lets through.
-_STACK_BYTES = 2**27
-# Each connection is one, also of a client that says nothing, and without one left tritonserver answers nobody. Most
-# systems start a process with 1,024, and let it have more for the asking.
-_OPEN_FILES = 2**16
 _ADMIN_ENDPOINTS = ("shared-memory", "model-repository", "trace", "logging")
 _USER_ENDPOINTS = ("inference", "statistics")
 _LIBRARY_PATH = os.environ.get("LD_LIBRARY_PATH")  # as it was before any server of ours
-_LOG_LEVELS = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR}
 
 
 class TritonFailure(ServiceFailure):
@@ -150,8 +135,8 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             security_config=TritonSecurityConfig(access.admin_token, list(_ADMIN_ENDPOINTS)),
         )
         self._triton_server_config["log-info"] = verbose
-        self._line = self._last_line = ""
-        self._serving = self._drained = False
+        self._log = ServerLog()
+        self._drained = False
         self._has_ended, self._exit_code = threading.Event(), 0
         self._processes: list[psutil.Process] = []
         self._lanes: list[tuple[Lane, Pulse]] = []
@@ -206,17 +191,13 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         self._check_shared_memory()
         self._offer_libpython()
         _make_unloadable_model(self._unloadable)
-        for name, value in _HEAPS.items():
-            os.environ.setdefault(name, value)  # read by glibc at the start of a process, so not by this one
-        os.environ.setdefault("PATH", os.defpath)  # PyTriton takes for granted that there is one
-        open_files = max(_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-        with _limit(resource.RLIMIT_STACK, _STACK_BYTES), _limit(resource.RLIMIT_NOFILE, open_files):
+        with room_for_server():
             self._run_server()
         deadline = time.monotonic() + seconds
         while not self._answers("ready", _ANSWER_SECONDS):
             self._close_shared_memory()
             if not self._triton_server.is_alive():
-                raise StartupFault(f"tritonserver ended while it started; {self._last_words}")
+                raise StartupFault(f"tritonserver ended while it started; {self._log.last_words}")
             if time.monotonic() > deadline:
                 raise StartupFault(f"tritonserver was not ready after {seconds:.0f} s")
             # Requests that it has accepted since are to be answered.
@@ -224,12 +205,13 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
                 return False
         self._processes = self._living_processes()
         if not self._processes:
-            raise StartupFault(f"tritonserver ended when it was ready; {self._last_words}")
+            raise StartupFault(f"tritonserver ended when it was ready; {self._log.last_words}")
         self._close_shared_memory()
         self._hide_tokens()
-        self._limit_shared_memory()
+        # A stub's shared memory grows with its largest batch and never shrinks. It is a file, which can be limited.
+        limit_files(self._processes, self._stub_bytes)
         self._turns = Turns([lane for lane, _ in self._lanes])
-        self._serving = True
+        self._log.is_serving = True
         return True
 
     def check_alive(self, canary_seconds: float) -> None:
@@ -241,7 +223,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             TritonFailure: one of them has died or hangs.
         """
         for process in self._processes:
-            if _has_died(process):
+            if has_died(process):
                 how = self._exit() if process == self._processes[0] else "it is a stub, or what keeps their memory"
                 raise TritonFailure(f"process {process.pid} of tritonserver has died: {how}")
         for lane, pulse in self._lanes:
@@ -269,7 +251,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         Raises:
             ServiceFailure: tritonserver is gone.
         """
-        self._serving = False
+        self._log.is_serving = False
         model = self._workspace.model_store_path / self._unloadable.name
         # By now the disk may be full; or what clears TMPDIR of old files has been there.
         with contextlib.suppress(FileNotFoundError):
@@ -316,7 +298,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         """
         before, was_working = self.batches(), self.is_working()
         _, left = psutil.wait_procs(self._processes[1:], timeout=idle_seconds)
-        if _has_died(self._processes[0]):
+        if has_died(self._processes[0]):
             raise ServiceFailure("tritonserver has died before everything accepted was answered")
         if any(lane.in_the_works and not lane.is_alive() for lane, _ in self._lanes):
             raise ServiceFailure("a stub has died before everything accepted was answered")
@@ -330,15 +312,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         processes = {*self._processes, *self._living_processes()}
         # PyTriton's own way asks every part to end and waits, for minutes where one is dead or still starting.
         stopped = bool(super().stop()) if self._drained else False
-        _, alive = psutil.wait_procs(processes, timeout=_END_SECONDS if self._drained else 0)
-        for process in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        # The next one listens on the same ports. Whoever inherits the dead may take a while to bury them.
-        deadline = time.monotonic() + _END_SECONDS
-        while not all(map(_is_gone, alive)) and time.monotonic() < deadline:
-            time.sleep(_POLL_SECONDS)
-        psutil.wait_procs(alive, timeout=0)  # as a container's process 1 it is for us to do so
+        end(processes, were_told=self._drained)
         return stopped
 
     def _close_shared_memory(self) -> None:
@@ -346,14 +320,6 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         for segment in SHARED_MEMORY.glob(f"{self._shm_prefix()}*"):
             with contextlib.suppress(FileNotFoundError):
                 segment.chmod(0o600)
-
-    def _limit_shared_memory(self) -> None:
-        """A stub's shared memory grows with its largest batch and never shrinks. It is a file, which can be limited."""
-        for process in self._processes:
-            with contextlib.suppress(psutil.NoSuchProcess):  # check_alive() will tell
-                _, most = process.rlimit(psutil.RLIMIT_FSIZE)  # an ordinary user cannot raise it
-                least = _within(most, self._stub_bytes)
-                process.rlimit(psutil.RLIMIT_FSIZE, (least, least))
 
     def _hide_tokens(self) -> None:
         """Every user of a machine can read the command lines of its processes; tritonserver has read its own by now."""
@@ -365,12 +331,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
 
     def _living_processes(self) -> list[psutil.Process]:
         """tritonserver and all below it: a stub for each lane, and the process that keeps their shared memory."""
-        if not self._is_alive_impl():
-            return []
-        with contextlib.suppress(psutil.NoSuchProcess):
-            server = psutil.Process(self._triton_server._tritonserver_running_cmd.pid)
-            return [server, *server.children(recursive=True)]
-        return []
+        return process_tree(self._triton_server._tritonserver_running_cmd.pid) if self._is_alive_impl() else []
 
     def _ask_to(self, action: str, model: str) -> bool:
         """Have tritonserver `load` or `unload` a model, and return whether it did.
@@ -416,22 +377,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         if setsid is None:
             raise StartupFault("the command setsid is missing; install util-linux")
         self._triton_server._server_path = Path(f"{setsid} {self._triton_server._server_path}")
-        # PyTriton's own method keeps all that Triton ever prints. Either is handed one byte at a time.
-        self._triton_server._record_logs = self._log_output
-
-    def _log_output(self, output: bytes | str) -> None:
-        self._line += output.decode("utf-8", errors="replace") if isinstance(output, bytes) else output
-        if self._line.endswith("\n"):
-            line, self._line = self._line.strip(), ""
-            if line:
-                self._last_line = line
-                # While it starts without a GPU, and while it drains, Triton prints errors that are none.
-                level = _LOG_LEVELS.get(line[0], logging.INFO) if self._serving else logging.DEBUG
-                triton_logger.log(level, "%s", line)
-
-    @property
-    def _last_words(self) -> str:
-        return f"its last line: {self._last_line[:500]}"
+        self._triton_server._record_logs = self._log.add
 
     def _on_tritonserver_exit(self, *arguments: Any) -> None:
         """Leave the end of tritonserver to `check_alive()`: PyTriton would end this process with success."""
@@ -443,7 +389,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         self._has_ended.wait(_ANSWER_SECONDS)
         code = self._exit_code
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return f"{how}; {self._last_words}"
+        return f"{how}; {self._log.last_words}"
 
     def _offer_libpython(self) -> None:
         folder = self._workspace.path / "libpython"
@@ -490,34 +436,3 @@ def _make_unloadable_model(folder: Path) -> None:
     config = folder / "config.pbtxt"
     if not config.exists():
         config.write_text(f'name: "{folder.name}" backend: "none"')
-
-
-def _within(most: int, size: int) -> int:
-    """The size, or the most that the system allows."""
-    return size if most == resource.RLIM_INFINITY else min(size, most)
-
-
-@contextlib.contextmanager
-def _limit(resource_number: int, size: int) -> Iterator[None]:
-    """Give the processes that are started meanwhile so much of a resource (of stack: a thread), or all allowed."""
-    before, most = resource.getrlimit(resource_number)
-    resource.setrlimit(resource_number, (_within(most, size), most))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource_number, (before, most))
-
-
-def _has_died(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() == psutil.STATUS_ZOMBIE) or not process.is_running()
-    except psutil.NoSuchProcess:
-        return True
-
-
-def _is_gone(process: psutil.Process) -> bool:
-    """Whether it has died with all its threads: as long as one of them is ending, its ports are taken."""
-    try:
-        return _has_died(process) and len(os.listdir(f"/proc/{process.pid}/task")) <= 1
-    except OSError:
-        return True

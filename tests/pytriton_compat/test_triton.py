@@ -4,8 +4,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,9 +16,8 @@ from pytriton.model_config import Tensor
 from pytriton.triton import TritonConfig
 
 from service.errors import ServiceFailure, StartupFault
-from service.ports import check_ports_are_free
 from service.pytriton_compat import triton as room
-from service.pytriton_compat.triton import Access, SupervisedTriton, TritonFailure, _is_gone
+from service.pytriton_compat.triton import Access, SupervisedTriton, TritonFailure
 
 
 def _triton(folder: Path, http_port: int) -> SupervisedTriton:
@@ -96,11 +93,11 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SupervisedTriton:
         "_answers": lambda *_: True,
         "_hide_tokens": lambda: None,
         "_living_processes": lambda: [psutil.Process()],
-        "_limit_shared_memory": lambda: None,
-        "_last_line": "E1128 no such file",
     }
     for name, part in parts.items():
         monkeypatch.setattr(triton, name, part)
+    monkeypatch.setattr(room, "limit_files", lambda *_: None)
+    triton._log.add("E1128 no such file\n")
     return triton
 
 
@@ -182,26 +179,3 @@ def test_a_drain_that_stubs_do_not_end_waits_for_what_is_in_the_works_and_no_lon
     with pytest.raises(ServiceFailure, match=r"^requests were still in flight after 0 s and are dropped$"):
         fake.drain(0)
     assert not fake._drained
-
-
-# It listens, and its memory takes a while to be given back when it is killed.
-LISTENER = """
-import socket, threading, time
-listener = socket.create_server(("127.0.0.1", 0))
-memory = bytearray(2**29)
-for _ in range(50):
-    threading.Thread(target=time.sleep, args=(100,)).start()
-print(listener.getsockname()[1], flush=True)
-"""
-
-
-def test_a_killed_process_is_gone_when_its_port_is_free() -> None:
-    """Its first thread is a zombie before the others have ended, and one of these may hold the port."""
-    with subprocess.Popen([sys.executable, "-c", LISTENER], stdout=subprocess.PIPE, text=True) as listener:
-        assert listener.stdout is not None
-        port = int(listener.stdout.readline())
-        process = psutil.Process(listener.pid)
-        listener.kill()
-        while not _is_gone(process):
-            pass
-        check_ports_are_free("127.0.0.1", {"http_port": port})

@@ -1,0 +1,40 @@
+"""What tritonserver prints: bytes -> lines of the service's log.
+
+It must not know what the lines mean.
+"""
+
+import logging
+
+logger = logging.getLogger("tritonserver")
+
+_LEVELS = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR}
+_MOST_CHARACTERS = 500
+
+
+class ServerLog:
+    """Takes the place of PyTriton's own, which keeps all that Triton ever prints.
+
+    Attributes:
+        is_serving: whether its errors are errors: while it starts without a GPU, and while it drains, it prints some
+            that are none.
+    """
+
+    def __init__(self) -> None:
+        """Begin with an empty line."""
+        self.is_serving = False
+        self._line = self._last_line = ""
+
+    @property
+    def last_words(self) -> str:
+        """For a message about its end."""
+        return f"its last line: {self._last_line[:_MOST_CHARACTERS]}"
+
+    def add(self, output: bytes | str) -> None:
+        """Log what has become a whole line; tritonserver's output comes as one byte at a time, or as text."""
+        self._line += output.decode("utf-8", errors="replace") if isinstance(output, bytes) else output
+        if self._line.endswith("\n"):
+            line, self._line = self._line.strip(), ""
+            if line:
+                self._last_line = line
+                level = _LEVELS.get(line[0], logging.INFO) if self.is_serving else logging.DEBUG
+                logger.log(level, "%s", line)
