@@ -20,9 +20,9 @@ from service.bulk.folder import Folder
 from service.bulk.plan import Chunk, Mismatch, Plan, errors_of
 from service.bulk.strikes import Strikes
 from service.client.locks import Busy
-from service.client.progress import Progress, say
+from service.client.progress import Progress, complain, say
 from service.client.rows import Origin, report
-from service.client.sources import LeftOut, id_of
+from service.client.sources import LeftOut, NothingToDo, id_of
 from service.errors import StartupFault
 from service.settings import Settings, load_settings
 
@@ -33,10 +33,6 @@ _ENVIRONMENT = {
     "RAY_DATA_LOG_LEVEL": "ERROR",  # what it tells of progress is told better here
 }
 _LINE_SECONDS = 30.0
-
-
-class NothingToDo(Exception):
-    """The source holds no image."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -62,16 +58,16 @@ def main(arguments: Sequence[str]) -> int:
     except RayError as error:
         # As text most of them are tracebacks of several processes, and some are empty.
         *_, last_line = [type(error).__name__, *str(error).strip().splitlines()]
-        return _complain(getattr(error, "cause", None) or last_line, 3)
+        return complain(getattr(error, "cause", None) or last_line, 3)
     except (StartupFault, Mismatch, Busy, NothingToDo, OSError, pa.ArrowException) as error:
-        return _complain(error, 2)
+        return complain(error, 2)
     except KeyboardInterrupt:
         say("stopped; all parts that are done are kept. To go on:")
         say(f"  python -m service.bulk {shlex.join(arguments)}")
         return 128 + ended_by[-1]
     except Exception as error:  # or Python would end it with 1, as if all but a few images were embedded
         traceback.print_exc()
-        return _complain(f"{type(error).__name__}: {error}", 3)
+        return complain(f"{type(error).__name__}: {error}", 3)
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -157,8 +153,3 @@ def _report(where: str, out: Folder, plan: Plan, progress: Progress, left_out: L
     for line in (*report(errors, gone), *left_out.lines()):
         say(line)
     return 1 if embedded + len(gone) < planned or left_out.unlisted else 0
-
-
-def _complain(error: object, exit_code: int) -> int:
-    say(f"error: {error}")
-    return exit_code

@@ -22,11 +22,11 @@ import pyarrow as pa
 from service.client.job import Job, Sending, Unreachable
 from service.client.locks import Busy
 from service.client.over_http import connect_http
-from service.client.progress import Progress, say
+from service.client.progress import Progress, complain, say
 from service.client.results import CannotWrite, Outcomes, open_results
 from service.client.retry import GaveUp, Patience, persist
 from service.client.rows import Origin, report
-from service.client.sources import Images, NotListed, folder_of
+from service.client.sources import Images, NothingToDo, NotListed, folder_of
 from service.client.transport import Access, ImageFailed, Refused, Transport
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -39,26 +39,22 @@ _FIRST_ANSWER = Patience(total=10.0, broken=10.0)
 _MOST_SECONDS = 1e8
 
 
-class NothingToDo(Exception):
-    """The source holds no image."""
-
-
 def main(arguments: Sequence[str]) -> int:
     """Carry out the command; returns the exit code, and raises SystemExit(2) for words that make no sense."""
     options = _parse(arguments)
     try:
         return asyncio.run(_embed(options, arguments))
     except (NothingToDo, NotListed, Refused, CannotWrite, Busy, ImageFailed, OSError, pa.ArrowException) as error:
-        return _complain(error, 2)
+        return complain(error, 2)
     except ModuleNotFoundError as error:
-        return _complain(f"{error}; gRPC needs 'tritonclient[grpc]'", 2)
+        return complain(f"{error}; gRPC needs 'tritonclient[grpc]'", 2)
     except (Unreachable, GaveUp) as error:
-        return _complain(f"{options.url} does not answer: {error}", 3)
+        return complain(f"{options.url} does not answer: {error}", 3)
     except KeyboardInterrupt:
-        return _complain("ended at once; what was not kept yet is lost, the same command goes on", 128 + signal.SIGINT)
+        return complain("ended at once; what was not kept yet is lost, the same command goes on", 128 + signal.SIGINT)
     except Exception as error:  # or Python would end it with 1, as if all but a few images were embedded
         traceback.print_exc()
-        return _complain(f"{type(error).__name__}: {error}", 3)
+        return complain(f"{type(error).__name__}: {error}", 3)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -198,8 +194,3 @@ def _report(out: Path, outcomes: Outcomes, gone: set[str], progress: Progress, i
         say(f"left out, as done in earlier runs: {images.done:,} images")
     for line in (*report(outcomes.errors, gone), *images.left_out.lines()):
         say(line)
-
-
-def _complain(error: object, exit_code: int) -> int:
-    say(f"error: {error}")
-    return exit_code

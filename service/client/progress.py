@@ -21,6 +21,12 @@ def say(line: str) -> None:
             print(line, file=sys.stderr, flush=True)
 
 
+def complain(error: object, exit_code: int) -> int:
+    """Say the error that ends a run; returns the exit code."""
+    say(f"error: {error}")
+    return exit_code
+
+
 class _Stderr:
     """stderr as a bar takes it, with no error of its own."""
 

@@ -52,6 +52,10 @@ CHANGED = "the tar file has changed since it was listed"
 ENDS_WITHIN = "the tar file ends within it"
 
 
+class NothingToDo(Exception):
+    """The source holds no image."""
+
+
 class NotListed(Exception):
     """The source cannot be listed to its end, or not be read any more. `str(error)` is its name, and why."""
 
