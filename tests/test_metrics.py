@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service import metrics as metrics_room
 from service.local_client import LocalClient
 from service.metrics import Metrics, metrics_endpoint
+from tests.integration.service_process import wait_for
 from tests.ports import unused_port
 
 TRITONS = b"""# HELP nv_inference_count Number of inferences performed
@@ -264,7 +265,13 @@ def test_a_scrape_without_a_thread_for_its_timer_keeps_no_place(
         ):
             busy.setattr(threading.Timer, "start", fail)
             assert scraper.recv(1) == b""
-        assert _get(f"{url}/metrics")[0] == 200
+        wait_for(lambda: _is_answered(f"{url}/metrics"), 30)  # its place is free a moment after it is gone
+
+
+def _is_answered(url: str) -> bool:
+    with suppress(RemoteDisconnected):
+        return _get(url)[0] == 200
+    return False
 
 
 def test_the_port_is_free_again_at_the_end_whatever_ended_it(triton: LocalClient) -> None:
