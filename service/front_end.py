@@ -9,7 +9,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from pytriton.triton import TritonConfig
 from service.assembly import by_device
 from service.canary import Canary
 from service.endpoint import EmbedImage, EmbedPixelValues, Parameters
+from service.free_memory import FreeMemory
 from service.local_client import LocalClient
 from service.metrics import Metrics
 from service.model.encoder import Encoder
@@ -88,8 +89,10 @@ def serve_by_triton(parts: Parts, shutdown: threading.Event, start_seconds: floa
         images = _lanes(parts) * parts.settings.max_batch_size
         canary = Canary(parts.known, parts.client, by_device(parts.pipelines))
         watchdog = Watchdog(triton, parts.encoders, images, parts.metrics, parts.client, canary)
-        _watch(watchdog, parts.statistics_request, shutdown)
-        _wind_down(parts, triton, watchdog)
+        free_memory = FreeMemory(lambda: triton.batches("embed_image"))
+        looks = (watchdog.look, parts.statistics_request.send, free_memory.look)
+        _watch(looks, shutdown)
+        _wind_down(parts, triton, looks)
 
 
 def _defaults(settings: Settings) -> dict[str, str]:
@@ -199,21 +202,19 @@ def _announce(parts: Parts) -> None:
         )
 
 
-def _watch(
-    watchdog: Watchdog, statistics_request: StatisticsRequest, over: threading.Event, seconds: float = math.inf
-) -> None:
-    """Look after the service until it is `over`, for so many seconds at most.
+def _watch(looks: Sequence[Callable[[], None]], over: threading.Event, seconds: float = math.inf) -> None:
+    """Look after the service again and again until it is `over`, for so many seconds at most.
 
     Raises:
         ServiceFailure: the service can answer no more.
     """
     end = time.monotonic() + seconds
     while not over.wait(max(0.0, min(_LOOK_SECONDS, end - time.monotonic()))) and time.monotonic() < end:
-        watchdog.look()
-        statistics_request.send()
+        for look in looks:
+            look()
 
 
-def _wind_down(parts: Parts, triton: SupervisedTriton, watchdog: Watchdog) -> None:
+def _wind_down(parts: Parts, triton: SupervisedTriton, looks: Sequence[Callable[[], None]]) -> None:
     """Look not ready, take requests until the grace is over, and answer all that is accepted.
 
     Raises:
@@ -221,5 +222,5 @@ def _wind_down(parts: Parts, triton: SupervisedTriton, watchdog: Watchdog) -> No
     """
     logger.info("stopping: it does not look ready any more; what is accepted will be answered")
     triton.report_not_ready()
-    _watch(watchdog, parts.statistics_request, threading.Event(), parts.settings.shutdown_grace_s)
+    _watch(looks, threading.Event(), parts.settings.shutdown_grace_s)
     triton.drain(_IDLE_SECONDS + parts.settings.max_queue_delay_us / 1e6)

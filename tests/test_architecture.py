@@ -16,7 +16,7 @@ ALLOWED = {
     },
     "front_end": {
         "settings", "assembly", "model", "pipeline", "endpoint", "pytriton_compat", "metrics", "canary",
-        "statistics_request", "local_client", "ports", "watchdog", "workspace",
+        "statistics_request", "free_memory", "local_client", "ports", "watchdog", "workspace",
     },
     "bulk": {
         "bulk", "client", "settings", "assembly", "pipeline", "model", "errors", "cores", "environment", "hangs",
@@ -44,6 +44,7 @@ ALLOWED = {
     "cores": set[str](),
     "environment": set[str](),
     "errors": set[str](),
+    "free_memory": set[str](),
     "logs": set[str](),
     "metrics": {"access", "local_client"},
     "ports": {"errors"},
