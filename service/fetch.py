@@ -6,6 +6,7 @@ Comes in: a hub id and a revision. Goes out: the files that the service needs, i
 
 import argparse
 import re
+import shlex
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -35,16 +36,16 @@ def fetch(arguments: Sequence[str]) -> None:
     """
     options = _read(arguments)
     commit = _resolve(options.hub_id, options.revision)
-    _download(options.hub_id, commit, options.to)
+    found = _download(options.hub_id, commit, options.to)
     # Only now: it imports torch and transformers, which takes seconds that --help and a refusal need not.
     from service.model.checkpoint import checkpoint_fingerprint, load_checkpoint
 
-    chosen = ["--checkpoint", str(options.to or options.hub_id), *([] if options.to else ["--revision", commit])]
-    settings = load_settings(chosen)
+    settings = load_settings(["--checkpoint", found])  # by the hub id, what it lacks would come unchecked from the hub
     parts = load_checkpoint(settings)
     for dtype in _DTYPES:
         print(f"fingerprint in {dtype}: {checkpoint_fingerprint(settings, *parts, [f'torch.{dtype}'])}")
-    print(f"serve it with: python -m service {' '.join(chosen)}")
+    chosen = ["--checkpoint", str(options.to or options.hub_id), *([] if options.to else ["--revision", commit])]
+    print(f"serve it with: python -m service {shlex.join(chosen)}")
 
 
 def _read(arguments: Sequence[str]) -> argparse.Namespace:
@@ -73,8 +74,8 @@ def _resolve(hub_id: str, revision: str) -> str:
     return commit
 
 
-def _download(hub_id: str, commit: str, folder: Path | None) -> None:
-    """What the hub's client raises comes from several packages, so any exception of its counts."""
+def _download(hub_id: str, commit: str, folder: Path | None) -> str:
+    """The folder that has it now. What the hub's client raises comes from several packages, so any exception counts."""
     api = HfApi()
     try:
         found = api.snapshot_download(hub_id, revision=commit, local_dir=folder, allow_patterns=list(_FILES))
@@ -89,6 +90,7 @@ def _download(hub_id: str, commit: str, folder: Path | None) -> None:
         names = ", ".join(extra)
         raise StartupFault(f"files of another checkpoint are in {found}: {names}; delete them, or take an empty folder")
     print(f"{checked.checked_count} files of {hub_id} at {commit} are in {found}, their checksums are the hub's")
+    return found
 
 
 def _fault(hub_id: str, error: Exception) -> StartupFault:

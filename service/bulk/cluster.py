@@ -19,7 +19,7 @@ from ray.exceptions import RayTaskError
 from service.bulk.plan import Chunk
 from service.bulk.worker import Facts, Site, Worker, introduce
 from service.cores import Cores
-from service.environment import ARITHMETIC
+from service.environment import ENVIRONMENT
 from service.errors import StartupFault
 from service.settings import Settings
 
@@ -54,7 +54,7 @@ def cluster(address: str) -> Iterator[None]:
             num_cpus=Cores().count if own else None,
             object_store_memory=_OBJECT_STORE_BYTES if own else None,
             include_dashboard=False if own else None,
-            runtime_env={"env_vars": ARITHMETIC},
+            runtime_env={"env_vars": ENVIRONMENT},
             logging_level=logging.ERROR,
         )
     try:

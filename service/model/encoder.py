@@ -6,10 +6,11 @@ Comes in: uint8 pixels `[N, S, S, 3]`, or ready float32 pixel values `[N, 3, S, 
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -262,16 +263,19 @@ def load_model(checkpoint: str, revision: str | None, random_weights: bool) -> S
         return _random_model(checkpoint, config)
     try:
         model, report = SiglipVisionModel.from_pretrained(
-            checkpoint, config=config, revision=revision, dtype=torch.float32, output_loading_info=True
+            checkpoint,
+            config=config,
+            revision=revision,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # or it would be told without a name
         )
     except Exception as error:
         raise StartupFault(
             f"checkpoint {checkpoint!r} has no readable weights ({_first_line(error)});"
             " to run a bare config.json for a load test, add --random-weights true"
         ) from error
-    # transformers fills what a file lacks with random numbers and goes on.
-    if report["missing_keys"]:
-        raise StartupFault(f"checkpoint {checkpoint!r} lacks weights: {', '.join(sorted(report['missing_keys'])[:3])}")
+    _refuse_misfit(checkpoint, report)
     return model
 
 
@@ -317,18 +321,38 @@ def _load_vision_config(checkpoint: str, revision: str | None) -> SiglipVisionCo
     if checkpoint.startswith(("/", ".", "~")) and not Path(checkpoint).is_dir():
         raise StartupFault(f"checkpoint {checkpoint!r} is no folder")
     try:
-        config = AutoConfig.from_pretrained(checkpoint, revision=revision)
+        # Not told, it would ask at the terminal whether to run the checkpoint's own code, and wait.
+        config = AutoConfig.from_pretrained(checkpoint, revision=revision, trust_remote_code=False)
     except Exception as error:
         raise StartupFault(f"checkpoint {checkpoint!r} cannot be read: {_first_line(error)}") from error
     vision_config = getattr(config, "vision_config", config)
     if not isinstance(vision_config, SiglipVisionConfig):
         raise StartupFault(f"checkpoint {checkpoint!r} is no SigLIP: its model type is {config.model_type!r}")
+    if vision_config.num_channels != 3:
+        raise StartupFault(f"checkpoint {checkpoint!r} reads images of {vision_config.num_channels} channels, not RGB")
     # Their weights are codes, which would be taken for the numbers that they stand for.
     if any(getattr(each, "quantization_config", None) for each in (config, vision_config)):
         raise StartupFault(f"checkpoint {checkpoint!r} is quantised; serve the one that it was made of")
     if not getattr(vision_config, "vision_use_head", True):
         raise StartupFault(f"checkpoint {checkpoint!r} has no pooling head, so it gives no embeddings")
     return vision_config
+
+
+def _refuse_misfit(checkpoint: str, report: Mapping[str, Any]) -> None:
+    """Where weights and configuration are not of one model: transformers makes them fit, and goes on.
+
+    What the weights lack, or have in another shape, it fills with random numbers; layers that are too many it leaves
+    out, as it does the text tower.
+    """
+    if missing := sorted(report["missing_keys"]):
+        raise StartupFault(f"checkpoint {checkpoint!r} lacks weights: {', '.join(missing[:3])}")
+    for name, found, expected in sorted(report["mismatched_keys"]):
+        raise StartupFault(
+            f"checkpoint {checkpoint!r} contradicts itself: its weights have {name} in the shape {list(found)},"
+            f" its config.json makes it {list(expected)}"
+        )
+    if spare := sorted(name for name in report["unexpected_keys"] if name.startswith("encoder.")):
+        raise StartupFault(f"checkpoint {checkpoint!r} has weights that its config.json leaves out: {spare[0]}")
 
 
 def _random_model(checkpoint: str, config: SiglipVisionConfig) -> SiglipVisionModel:

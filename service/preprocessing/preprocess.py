@@ -71,7 +71,7 @@ class Preprocessor:
             config, _ = SiglipImageProcessorPil.get_image_processor_dict(checkpoint, revision=revision)
             if not isinstance(config, dict):
                 raise ValueError("it holds something else than settings")
-        except (OSError, ValueError) as error:
+        except Exception as error:  # the reader takes any JSON for settings
             raise StartupFault(f"checkpoint {checkpoint!r} has no readable preprocessor_config.json") from error
         return cls.from_config(config, exact)
 

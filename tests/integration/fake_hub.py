@@ -13,11 +13,12 @@ COMMIT = "0123456789" * 4
 
 
 class FakeHub(http.server.ThreadingHTTPServer):
-    """Serves `files`, by name, and tells the checksums of what they were in the beginning."""
+    """Serves `files`, by name, and tells the checksums of what they were in the beginning; `asked` are the paths."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files = dict(files)
+        self.asked = list[str]()
         self._original = dict(files)
 
     @property
@@ -27,6 +28,7 @@ class FakeHub(http.server.ThreadingHTTPServer):
 
     def answer(self, path: str) -> tuple[bytes, dict[str, str]] | None:
         """Body and headers for the path of a request; None where there is nothing."""
+        self.asked.append(path)
         api, (kind, _, rest) = path.startswith("/api/"), path.partition(HUB_ID)[2].strip("/").partition("/")
         if api and kind == "revision" and rest in ("main", COMMIT):
             return json.dumps({"id": HUB_ID, "sha": COMMIT}).encode(), {}

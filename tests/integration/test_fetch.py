@@ -1,5 +1,6 @@
 """A checkpoint from a hub, fetched once, is served where no hub is reached."""
 
+import io
 import os
 import re
 import subprocess
@@ -8,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.integration.fake_hub import COMMIT, HUB_ID, FakeHub, fake_hub
 from tests.integration.reference import CHECKPOINT
@@ -47,11 +50,11 @@ def test_what_the_cache_got_is_served_offline_with_the_fingerprint_that_was_prin
 
 
 def test_a_branch_is_resolved_and_a_folder_filled(hub: FakeHub, tmp_path: Path) -> None:
-    folder = tmp_path / "siglip"
+    folder = tmp_path / "my siglip"
     fetched = fetch(hub, tmp_path / "home", HUB_ID, "--revision", "main", "--to", str(folder))
     assert fetched.returncode == 0, fetched.stderr
     assert f"pin it: --revision {COMMIT}\n" in fetched.stdout
-    assert f"serve it with: python -m service --checkpoint {folder}\n" in fetched.stdout
+    assert f"serve it with: python -m service --checkpoint '{folder}'\n" in fetched.stdout
     assert sorted(path.name for path in folder.iterdir() if path.is_file()) == NEEDED
     assert all((folder / name).read_bytes() == hub.files[name] for name in NEEDED)
 
@@ -74,3 +77,34 @@ def test_what_is_not_the_hubs_or_not_whole_is_refused_in_one_line(hub: FakeHub, 
     weights = hub.files["model.safetensors"]
     hub.files["model.safetensors"] = weights[:-1] + bytes([weights[-1] ^ 1])
     assert "other bytes than the hub's" in refusal(HUB_ID, "--revision", COMMIT, "--to", str(folder))
+
+
+@pytest.fixture
+def pickled() -> Iterator[FakeHub]:
+    files = {name: (CHECKPOINT / name).read_bytes() for name in ("config.json", "preprocessor_config.json")}
+    weights = io.BytesIO()
+    torch.save(load_file(CHECKPOINT / "model.safetensors"), weights)
+    with fake_hub({**files, "pytorch_model.bin": weights.getvalue()}) as hub:
+        yield hub
+
+
+def test_weights_whose_checksum_is_not_compared_are_not_loaded(pickled: FakeHub, tmp_path: Path) -> None:
+    fetched = fetch(pickled, tmp_path, HUB_ID, "--revision", COMMIT)
+    assert fetched.returncode == 1 and "has no readable weights" in fetched.stderr
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+LOAD = f"""
+from service.environment import prepare_environment
+prepare_environment()
+from service.model.encoder import load_model
+load_model("{HUB_ID}", "{COMMIT}", False)
+"""
+
+
+def test_of_pickled_weights_no_conversion_is_asked_for(pickled: FakeHub, tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_ENDPOINT": pickled.url, "HF_HOME": str(tmp_path)}
+    environment.pop("DISABLE_SAFETENSORS_CONVERSION", None)
+    subprocess.run([sys.executable, "-c", LOAD], check=True, timeout=120, env=environment)
+    assert any(path.endswith("pytorch_model.bin") for path in pickled.asked)
+    assert f"/api/models/{HUB_ID}" not in pickled.asked  # whether the converter may see it

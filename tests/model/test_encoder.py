@@ -347,7 +347,15 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no weights": (_without_weights, "has no readable weights .*model.safetensors.*--random-weights true"),
     "a tensor is missing": (_without_a_tensor, "lacks weights: head.probe"),
     "a layer is missing": (_change_config(num_hidden_layers=3), "lacks weights: encoder.layers.2"),
-    "other shapes": (_change_config(intermediate_size=48), "has no readable weights"),
+    "a layer is left out": (
+        _change_config(num_hidden_layers=1),
+        "weights that its config.json leaves out: encoder.layers.1",
+    ),
+    "other shapes": (
+        _change_config(intermediate_size=48),
+        r"contradicts itself: its weights have encoder.layers.0.mlp.fc1.bias in the shape \[96\], .* \[48\]",
+    ),
+    "gray images": (_change_config(num_channels=1), "reads images of 1 channels"),
     "cut weights": (_cut_weights, "has no readable weights .*incomplete"),
     "heads that do not divide": (_change_config(num_attention_heads=5), "divisible"),
     "a size of words": (_change_config(hidden_size="big"), "cannot be read: .*hidden_size"),
@@ -366,6 +374,15 @@ def test_a_bare_configuration_of_no_model_is_told_in_one_line(tmp_path: Path) ->
     _change_config(num_attention_heads=5)(_save(tmp_path))
     with pytest.raises(StartupFault, match="divisible"):
         load_model(str(tmp_path), None, random_weights=True)
+
+
+def test_a_checkpoints_own_code_is_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at a terminal either: nobody answers there, or anybody."""
+    _change_config(model_type="own", auto_map={"AutoConfig": "own.Own"})(_save(tmp_path))
+    (tmp_path / "own.py").write_text("raise SystemExit('it was run')")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(StartupFault, match="contains custom code"):
+        load_model(str(tmp_path), None, random_weights=False)
 
 
 @pytest.mark.parametrize("checkpoint", ["/no/such/folder", "./nowhere", "~/nowhere"])

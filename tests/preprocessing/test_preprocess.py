@@ -250,4 +250,8 @@ def test_a_folder_is_read_and_its_lack_is_told(tmp_path: Path) -> None:
         with pytest.raises(StartupFault, match=r"has no readable preprocessor_config\.json"):
             Preprocessor.from_pretrained(str(tmp_path))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(CONFIGS["bilinear"]))
+    (tmp_path / "processor_config.json").write_text("7")
+    with pytest.raises(StartupFault, match=r"has no readable preprocessor_config\.json"):
+        Preprocessor.from_pretrained(str(tmp_path))
+    (tmp_path / "processor_config.json").unlink()
     assert Preprocessor.from_pretrained(str(tmp_path)) == Preprocessor.from_config(CONFIGS["bilinear"])
