@@ -10,6 +10,7 @@ import threading
 from service.environment import prepare_environment
 from service.errors import ServiceFailure, StartupFault
 from service.logs import configure_logging
+from service.ports import check_ports_are_free
 from service.settings import load_settings, readable_log_format
 from service.signals import ending_signals
 
@@ -33,10 +34,11 @@ def main() -> int:
         return _complain(fault, 2, log_format)
     configure_logging(settings.log_level, settings.log_format)
     prepare_environment()
-    # Only now: torch and transformers take seconds to import, and neither --help nor a wrong setting needs them.
-    from service.server import serve
-
     try:
+        check_ports_are_free(settings.host, settings.ports)
+        # Only now: torch and transformers take seconds to import, which no refusal before needs.
+        from service.server import serve
+
         serve(settings)
         exit_code = 0
     except Exception as error:

@@ -22,7 +22,7 @@ from service.front_end import Parts, serve_by_triton
 from service.local_client import LocalClient
 from service.metrics import Metrics, metrics_endpoint
 from service.model.encoder import Encoder
-from service.ports import check_ports_are_free, free_ports
+from service.ports import free_ports
 from service.pytriton_compat.triton import Access, TritonFailure
 from service.restarts import Restarts
 from service.settings import Settings
@@ -46,7 +46,6 @@ def serve(settings: Settings) -> None:
         StartupFault: the service cannot start; the message says what to change.
         ServiceFailure: a part of the running service has failed for good, or accepted requests could not be answered.
     """
-    check_ports_are_free(settings.host, settings.ports)
     access = _read_access(settings)
     cores, metrics = Cores(settings.cpu_threads), Metrics()
     preprocessor, encoders, digest = load_encoders(settings, cores, metrics)

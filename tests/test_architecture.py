@@ -9,7 +9,7 @@ SERVICE = Path(__file__).parents[1] / "service"
 # Who may look into whom; the demo builds the checkpoint and belongs to no room.
 ALLOWED = {
     "__init__": set[str](),
-    "__main__": {"settings", "signals", "logs", "environment", "errors", "server", "fetch"},
+    "__main__": {"settings", "signals", "logs", "environment", "errors", "ports", "server", "fetch"},
     "server": {
         "settings", "assembly", "model", "front_end", "pytriton_compat", "errors", "cores", "metrics", "ports",
         "access", "statistics_request", "local_client", "restarts", "signals", "__version__",
