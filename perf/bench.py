@@ -9,13 +9,15 @@ from typing import TypeVar
 import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from perf.findings import NotMeasured
 from perf.load.client import Load, LoadResult, OwnClient
 from perf.load.perf_analyzer import PerfAnalyzer
 from perf.load.protocols import Target
-from perf.samples import NotMeasured
 from perf.service_under_test import Service
 
 T = TypeVar("T")
+
+IN_FLIGHT = 60
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Bench:
         generator: OwnClient | PerfAnalyzer = self.own_client
         if self.perf_analyzer and target.protocol.startswith("kserve-grpc") and not slow and repeated is None:
             generator = self.perf_analyzer
-        return insist(generator.measure(target, load))
+        return require_answers(generator.measure(target, load))
 
 
 def failure(results: Sequence[LoadResult]) -> str:
@@ -83,7 +85,7 @@ def failure(results: Sequence[LoadResult]) -> str:
     return f"{errors.total()} requests failed, {count} of them with: {message}"
 
 
-def insist(result: LoadResult) -> LoadResult:
+def require_answers(result: LoadResult) -> LoadResult:
     """The result, when every request was answered.
 
     Raises:

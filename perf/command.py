@@ -9,14 +9,13 @@ from pathlib import Path
 
 from perf import machine, peers, soak
 from perf.bench import Bench
+from perf.findings import MIN_ROUNDS, Findings, NotMeasured
 from perf.load.client import OwnClient
 from perf.load.perf_analyzer import PerfAnalyzer, find_perf_analyzer
-from perf.load.protocols import Target
 from perf.replicas import row as replicas
 from perf.report import write_readme, write_report
 from perf.results import FOLDER, Row, conditions, read_results, results_of_this_machine
 from perf.rows import ROWS
-from perf.samples import MIN_ROUNDS, Findings, NotMeasured
 from service.errors import StartupFault
 from service.model.encoder import resolve_devices
 
@@ -63,7 +62,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if options.quick:
         options.rounds, options.seconds = 1, 1.0
     # What has no figures is not to take the place of those that are there.
-    is_short = options.quick or (options.command == "soak" and options.minutes < soak.LEAST_MINUTES)
+    is_short = options.rounds < MIN_ROUNDS or (options.command == "soak" and options.minutes < soak.LEAST_MINUTES)
     options.output = options.output or (Path(tempfile.mkdtemp(prefix="perf-")) if is_short else FOLDER)
     return options
 
@@ -74,7 +73,12 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser, Collec
     common.add_argument("--output", type=Path, help="folder for results (default: perf/results)")
     common.add_argument("--device", default="auto", help="where models run, as for the service (default: auto)")
     rounds = argparse.ArgumentParser(add_help=False)
-    rounds.add_argument("--rounds", type=int, default=MIN_ROUNDS, help=f"default and least for ratios: {MIN_ROUNDS}")
+    rounds.add_argument(
+        "--rounds",
+        type=int,
+        default=MIN_ROUNDS,
+        help=f"default: {MIN_ROUNDS}; fewer give no ratios, and go into a new folder",
+    )
     rounds.add_argument("--seconds", type=float, default=10.0, help="least length of a measurement (default: 10)")
     rounds.add_argument("--quick", action="store_true", help="one short round, results into a new folder")
     rounds.add_argument(
@@ -108,6 +112,7 @@ def _bench(options: argparse.Namespace) -> Iterator[Bench]:
     path = None if options.client == "own" else find_perf_analyzer()
     if path is None and options.client == "perf_analyzer":
         raise SystemExit("error: no perf_analyzer that runs here; set PERF_ANALYZER to one")
+    options.client = "perf_analyzer" if path else "own"  # as the results' conditions are to say
     processes = min(_MOST_CLIENTS, max(1, machine.cores() // _CORES_A_CLIENT))
     try:
         (device, *_) = resolve_devices(options.device)
@@ -124,11 +129,7 @@ def _measurements(options: argparse.Namespace, bench: Bench) -> dict[str, Callab
     if options.command == "replicas":
         return {"replicas": partial(replicas.replicas, bench)}
     if options.command == "load":
-        single = [Target(options.label, options.protocol, options.url, options.model)] if options.url else []
-        targets = single + options.target
-        if not targets:
-            raise SystemExit("error: nothing to measure; give --url or --target")
-        return {"peers": partial(peers.measure_peers, bench, targets, options.in_flight)}
+        return {"peers": partial(peers.measure_peers, bench, options.target, options.in_flight)}
     return {name: partial(ROWS[name].measure, bench) for name in options.rows or ROWS}
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from perf.samples import NotMeasured
+from perf.findings import NotMeasured
 from service.ports import free_ports
 
 T = TypeVar("T")

@@ -3,11 +3,8 @@
 import base64
 import itertools
 import json
-import os
 import random
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 from perf.photographs import BASE64_JSON, INPUT_NAME, encode_jpeg, render
 
@@ -46,10 +43,5 @@ def repeating(share: float, seed: int) -> Iterator[bytes]:
 
 
 def large(count: int) -> list[bytes]:
-    """`count` JPEGs of 12 megapixels, drawn on all cores: on two, four of them take half a minute."""
-    with ProcessPoolExecutor(min(count, os.cpu_count() or 1), mp_context=get_context("spawn")) as processes:
-        return list(processes.map(_large_jpeg, range(count)))
-
-
-def _large_jpeg(index: int) -> bytes:
-    return encode_jpeg(render(index, *_LARGE_PIXELS), _LARGE_QUALITY)
+    """`count` JPEGs of 12 megapixels."""
+    return [encode_jpeg(render(index, *_LARGE_PIXELS), _LARGE_QUALITY) for index in range(count)]

@@ -1,4 +1,4 @@
-"""The other side of the ratios: the service's own rooms and plain loops, in this process, without a server."""
+"""The other side of the ratios: the service's decoder, resizing and encoder in this process, without a server."""
 
 import contextlib
 import functools
@@ -23,6 +23,7 @@ from service.preprocessing.preprocess import Preprocessor
 from service.settings import load_settings
 
 Pixels = npt.NDArray[np.uint8]
+Prepare = Callable[[bytes, Pixels], None]
 
 _LEAST_CALLS = 3
 
@@ -56,15 +57,15 @@ SO400M = Checkpoint("so400m-384", "perf/architectures/so400m-patch14-384")
 
 
 class _OneEach(Cores):
-    """One core for every user, whose number is the measurement's to choose; nobody waits."""
+    """One core a call, and no call waits: how many there are is the measurement's to choose."""
 
     @contextlib.contextmanager
     def share(self) -> Iterator[int]:
         yield 1
 
 
-class Rooms:
-    """A checkpoint in this process, its rooms set up as the service sets them up by default; weights come when used.
+class Components:
+    """A checkpoint's decoder, preprocessor and encoders, set up as the service does by default; weights come when used.
 
     Attributes:
         device: where the encoders compute.
@@ -85,7 +86,7 @@ class Rooms:
         return self._encoder(Cores())
 
     @functools.cached_property
-    def narrow_encoder(self) -> Encoder:
+    def single_core_encoder(self) -> Encoder:
         """The same on one core a call, however many calls there are."""
         return self._encoder(_OneEach())
 
@@ -121,6 +122,13 @@ class Rooms:
         """Room for `count` images (uint8 `[count, S, S, 3]`)."""
         return np.empty((count, self.preprocessor.size, self.preprocessor.size, 3), np.uint8)
 
+    def batch(self, jpegs: Sequence[bytes], prepare: Prepare) -> Pixels:
+        """The JPEGs (uint8 `[N, S, S, 3]`), each by `self.prepare` or `self.prepare_plainly`."""
+        batch = self.empty(len(jpegs))
+        for jpeg, pixels in zip(jpegs, batch, strict=True):
+            prepare(jpeg, pixels)
+        return batch
+
 
 def images_per_second(calls: Sequence[Callable[[], int]], seconds: float) -> float:
     """Images a second of `calls`, each made again and again by a thread of its own; a call returns its images.
@@ -146,49 +154,45 @@ def encoding(encoder: Encoder, batch: int) -> Callable[[], int]:
     return lambda: len(encoder.encode(pixels))
 
 
-def encoder_alone(rooms: Rooms, batch: Callable[[], int], seconds: float) -> dict[str, Callable[[], float]]:
+def encoder_alone(components: Components, batch: Callable[[], int], seconds: float) -> dict[str, Callable[[], float]]:
     """Ways to have the encoder as fast as it can be, each with its measurement in images/s; `batch` is asked late."""
-    if rooms.device.type == "cuda":
-        several, side_by_side = 2, rooms.encoder
+    if components.device.type == "cuda":
+        several, side_by_side = 2, components.encoder
     else:
-        several, side_by_side = machine.cores(), rooms.narrow_encoder
+        several, side_by_side = machine.cores(), components.single_core_encoder
     return {
-        "one call at a time": lambda: images_per_second([encoding(rooms.encoder, batch())], seconds),
+        "one call at a time": lambda: images_per_second([encoding(components.encoder, batch())], seconds),
         f"{several} calls at a time": lambda: images_per_second([encoding(side_by_side, batch())] * several, seconds),
     }
 
 
-def bare_loops(rooms: Rooms, jpegs: Sequence[bytes], batch: int, seconds: float) -> dict[str, Callable[[], float]]:
+def bare_loops(
+    components: Components, jpegs: Sequence[bytes], batch: int, seconds: float
+) -> dict[str, Callable[[], float]]:
     """Plain loops over `jpegs` without a server, each with its measurement in images/s."""
-    every_thread = [_whole_batch(rooms, jpegs[:batch])] * machine.cores()
+    jpegs = jpegs[:batch]
+
+    def whole_batch() -> int:
+        return len(components.single_core_encoder.encode(components.batch(jpegs, components.prepare_plainly)))
+
     return {
-        "threads that decode ahead of one that encodes": lambda: _decoded_ahead(rooms, jpegs[:batch], seconds),
-        "threads that do all for their own batch": lambda: images_per_second(every_thread, seconds),
+        "threads that decode ahead of one that encodes": lambda: _decoded_ahead(components, jpegs, seconds),
+        "threads that do all for their own batch": lambda: images_per_second([whole_batch] * machine.cores(), seconds),
     }
 
 
-def _whole_batch(rooms: Rooms, jpegs: Sequence[bytes]) -> Callable[[], int]:
-    def decode_and_encode() -> int:
-        batch = rooms.empty(len(jpegs))
-        for jpeg, pixels in zip(jpegs, batch, strict=True):
-            rooms.prepare_plainly(jpeg, pixels)
-        return len(rooms.narrow_encoder.encode(batch))
-
-    return decode_and_encode
-
-
-def _decoded_ahead(rooms: Rooms, jpegs: Sequence[bytes], seconds: float) -> float:
+def _decoded_ahead(components: Components, jpegs: Sequence[bytes], seconds: float) -> float:
     """Images/s of a pool that decodes the next batch while the caller encodes this one on all cores."""
     with ThreadPoolExecutor(machine.cores()) as pool:
 
         def batches() -> Iterator[Pixels]:
-            ahead = rooms.empty(len(jpegs))
-            prepared = pool.map(rooms.prepare_plainly, jpegs, ahead)
+            ahead = components.empty(len(jpegs))
+            prepared = pool.map(components.prepare_plainly, jpegs, ahead)
             while True:
                 list(prepared)
-                ready, ahead = ahead, rooms.empty(len(jpegs))
-                prepared = pool.map(rooms.prepare_plainly, jpegs, ahead)
+                ready, ahead = ahead, components.empty(len(jpegs))
+                prepared = pool.map(components.prepare_plainly, jpegs, ahead)
                 yield ready
 
         source = batches()
-        return images_per_second([lambda: len(rooms.encoder.encode(next(source)))], seconds)
+        return images_per_second([lambda: len(components.encoder.encode(next(source)))], seconds)

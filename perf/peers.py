@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from functools import partial
 
 from perf.bench import Bench, failure
+from perf.findings import Figure, Findings, NotMeasured, Table
 from perf.load.client import Load, LoadResult
 from perf.load.protocols import PROTOCOLS, Target
-from perf.samples import Figure, Findings, NotMeasured, Table
 
 TITLE = "Peers"
 WHAT = "images/s of the first target / of each other one, the same client and images"
@@ -19,14 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target",
         type=parse_target,
         action="append",
-        default=[],
+        required=True,
         metavar="LABEL=PROTOCOL,URL[,MODEL]",
         help=f"what to measure, once a target; PROTOCOL is one of {', '.join(PROTOCOLS)}",
     )
-    parser.add_argument("--url", help="a single target: http://host:port, for gRPC host:port, for openai the base URL")
-    parser.add_argument("--protocol", choices=PROTOCOLS, default="kserve-http", help="of the single target")
-    parser.add_argument("--label", default="service", help="the single target's name in the report")
-    parser.add_argument("--model", default="embed_image", help="the single target's model")
     parser.add_argument("--in-flight", type=int, default=60, help="requests under way at any time (default: 60)")
 
 

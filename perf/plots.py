@@ -7,8 +7,8 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure as Plot
 
+from perf.findings import Table
 from perf.results import Results
-from perf.samples import Table
 
 
 def draw(results: Results, folder: Path) -> dict[str, str]:

@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from perf.findings import Figure, NotEnoughSamples, Table
 from perf.plots import draw
 from perf.results import Results, Row, read_results
-from perf.samples import Figure, NotEnoughSamples, Table
 
 _README = Path(__file__).parent / "README.md"
 _BLOCK = re.compile(r"(<!-- results -->\n).*(<!-- /results -->)", re.DOTALL)

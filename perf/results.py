@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from perf import machine
-from perf.samples import Figure, Findings, Table
+from perf.findings import Figure, Findings, Table
 
 FOLDER = Path(__file__).parent.resolve() / "results"
 

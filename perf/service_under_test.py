@@ -9,7 +9,6 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,10 +16,10 @@ from types import TracebackType
 
 import psutil
 
+from perf.findings import NotMeasured
 from perf.hosts import Host
 from perf.load.protocols import Target
 from perf.machine import REPOSITORY
-from perf.samples import NotMeasured
 from perf.vitals import Vitals, vitals
 
 _START_SECONDS = 600.0
@@ -100,23 +99,11 @@ class Service:
 
     def end(self) -> int:
         """End it in order, with all its processes; its exit code."""
-        if self._process.poll() is None:
-            others = self._family()[1:]
-            self._process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_STOP_SECONDS)
-            self._process.kill()
-            self._wait_for_the_end_of(others)
-        self._folder.cleanup()
-        return self._process.wait()
+        return self._stop(signal.SIGTERM)
 
     def kill(self) -> None:
         """Kill the service's own process, and wait until the others have noticed and ended."""
-        others = self._family()[1:]
-        self._process.kill()
-        self._wait_for_the_end_of(others)
-        self._process.wait()
-        self._folder.cleanup()
+        self._stop(signal.SIGKILL)
 
     def target(self, protocol: str) -> Target:
         """`embed_image` by the given protocol."""
@@ -178,11 +165,19 @@ class Service:
         parent = psutil.Process(self._process.pid)
         return [parent, *parent.children(recursive=True)]
 
-    def _wait_for_the_end_of(self, others: Sequence[psutil.Process]) -> None:
-        _, alive = psutil.wait_procs(others, timeout=_STOP_SECONDS)
-        for each in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
+    def _stop(self, number: signal.Signals) -> int:
+        """Signal it, and kill what is still there when it had time to end."""
+        if self._process.poll() is None:
+            others = self._family()[1:]
+            self._process.send_signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_STOP_SECONDS)
+            self._process.kill()
+            for each in psutil.wait_procs(others, timeout=_STOP_SECONDS)[1]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.kill()
+        self._folder.cleanup()
+        return self._process.wait()
 
 
 def _read(url: str) -> str:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from perf.bench import Bench
+from perf.findings import MIN_SLOPE_MINUTES, Figure, Findings, NotMeasured, Table
 from perf.in_process import DEMO
 from perf.load.cases import Outcome, WrongAnswer
 from perf.load.mixed import Account, MixedLoad
-from perf.samples import MIN_SLOPE_MINUTES, Figure, Findings, NotMeasured, Table
 from perf.service_under_test import Service
 from perf.vitals import Vitals
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from perf import images
-from perf.load.flood import Flood, Poured, pour
+from perf.load.flood import Flood, FloodPart, send_part
 from perf.load.protocols import Connection, Target, connect
 
 _WARM_UP_SECONDS = 1.0
@@ -99,10 +99,10 @@ class OwnClient:
         loads = [replace(load, in_flight=n, seed=load.seed * count + index) for index, n in enumerate(shares)]
         return _merge(list(self._pool.map(_measure, [target] * count, loads)))
 
-    def flood(self, target: Target, flood: Flood) -> Iterator[Poured]:
+    def flood(self, target: Target, flood: Flood) -> Iterator[FloodPart]:
         """Start an open loop at once; each process' part of it, as an iterator that waits for them."""
         floods = [flood.part(index, self._processes) for index in range(self._processes)]
-        return self._pool.map(pour, [target] * self._processes, floods)
+        return self._pool.map(send_part, [target] * self._processes, floods)
 
 
 def _merge(parts: list[_Part]) -> LoadResult:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from perf import images
 from perf.load.protocols import Connection, Target, connect
 
-# How a target says that it has no room for a request, over HTTP and gRPC.
-_TURNED_AWAY = ("HTTP 503", "UNAVAILABLE")
+# How a target says over HTTP that it has no room for a request. Over gRPC a connection that fails reads the same.
+_TURNED_AWAY = "HTTP 503"
 
 
 @dataclass(frozen=True)
@@ -49,24 +49,24 @@ class Sent(NamedTuple):
         return self.error.startswith(_TURNED_AWAY)
 
 
-class Poured(NamedTuple):
+class FloodPart(NamedTuple):
     """One generator's part of a flood: its requests, and the CPU time that they took it, in seconds."""
 
     requests: list[Sent]
     cpu_seconds: float
 
 
-def pour(target: Target, flood: Flood) -> Poured:
+def send_part(target: Target, flood: Flood) -> FloodPart:
     """One generator's part of a flood; ends when all that was sent has been answered."""
 
-    async def run() -> Poured:
+    async def run() -> FloodPart:
         async with connect(target) as connection:
-            return await _pour(connection, flood)
+            return await _send_part(connection, flood)
 
     return asyncio.run(run())
 
 
-async def _pour(connection: Connection, flood: Flood) -> Poured:
+async def _send_part(connection: Connection, flood: Flood) -> FloodPart:
     requests = itertools.cycle([connection.prepare(image) for image in images.workload()])
     under_way, cpu = [], time.process_time()
     for number in range(round(flood.rate * flood.seconds)):
@@ -74,16 +74,17 @@ async def _pour(connection: Connection, flood: Flood) -> Poured:
         # A generator that is too slow sends fewer, not for longer.
         if time.monotonic() > flood.begin + flood.seconds:
             break
-        under_way.append(asyncio.create_task(_send(connection, next(requests))))
+        under_way.append(asyncio.create_task(send(connection, next(requests))))
     ended = await asyncio.gather(*under_way)
-    return Poured(ended, time.process_time() - cpu)
+    return FloodPart(ended, time.process_time() - cpu)
 
 
-async def _send(connection: Connection, request: Any) -> Sent:
+async def send(connection: Connection, request: Any) -> Sent:
+    """Send one request, whatever becomes of it."""
     sent, error = time.monotonic(), ""
     try:
         await connection.send(request)
-    # Whatever befalls a request is the target's answer to the flood.
+    # Whatever befalls a request is the target's answer to it.
     except Exception as failure:
         error = str(failure)[:200] or type(failure).__name__
     return Sent(sent, time.monotonic(), error)

@@ -9,8 +9,9 @@ import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from perf.load.cases import Case, Outcome, Photographs, Wire, cases, wired
+from perf.load.cases import Case, Outcome, Photographs, cases
 from perf.load.protocols import Target
+from perf.load.wire import Wire, connect_both
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,10 @@ class MixedLoad:
             WrongAnswer: the service does not even embed the photographs one by one.
         """
         end = time.monotonic() + seconds
-        async with wired(*self._targets) as wire:
+        async with connect_both(*self._targets) as wire:
             photographs = await Photographs.ask(wire)
         while time.monotonic() < end:
-            async with wired(*self._targets) as wire:
+            async with connect_both(*self._targets) as wire:
                 for wave in _WAVES:
                     wave_end = min(end, time.monotonic() + wave.seconds)
                     slots = (self._slot(wire, photographs, wave_end) for _ in range(wave.in_flight))

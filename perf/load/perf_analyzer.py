@@ -43,7 +43,10 @@ class PerfAnalyzer:
         as_base64 = target.protocol == "kserve-grpc-base64"
         report = self._folder / "report.csv"
         command = [self._path, *_OPTIONS, "-m", target.model, "-u", target.url, "-f", str(report)]
-        command += ["--input-data", str(self._input_data(as_base64)), "--concurrency-range", str(load.in_flight)]
+        command += ["--input-data", str(self._input_data(as_base64)), "--concurrency-range"]
+        # It counts from the first request on. A level of one request fewer comes first, and its load stays up for the
+        # next level, which then is at full load from the start; its own warm-up requests would end before it counts.
+        command += [f"{max(1, load.in_flight - 1)}:{load.in_flight}"]
         command += ["--measurement-interval", str(round(load.seconds * 1000 / _WINDOWS))]
         command += ["--request-parameter=base64_encoded:true:bool"] * as_base64
         started, cpu = time.perf_counter(), _children_cpu_seconds()
@@ -53,7 +56,8 @@ class PerfAnalyzer:
             message = (run.stderr.strip() or run.stdout.strip()).split("\n")[-1]
             nothing = float("nan")
             return LoadResult(nothing, nothing, nothing, {f"perf_analyzer: {message}"[:200]: 1}, client_cores)
-        (row,) = csv.DictReader(report.read_text().splitlines())
+        rows = csv.DictReader(report.read_text().splitlines())
+        (row,) = (row for row in rows if row["Concurrency"] == str(load.in_flight))
         p50, p99 = (float(row[f"{name} latency"]) / 1000 for name in ("p50", "p99"))
         return LoadResult(float(row["Inferences/Second"]), p50, p99, {}, client_cores)
 

@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from perf.findings import NotMeasured
 from perf.hosts import Host, network
-from perf.replicas.embedding import Embedding, Pictures, draw_pictures
+from perf.replicas.client_process import ClientProcess, Pictures, draw_pictures
 from perf.replicas.proxy import Nginx, find_nginx
-from perf.samples import NotMeasured
 from perf.service_under_test import Service
 
 # How clients go through the proxy: HTTP and gRPC.
@@ -59,12 +59,12 @@ class Cluster:
     folder: Path
 
     @contextlib.contextmanager
-    def client(self, scheme: str) -> Iterator[Embedding]:
+    def client(self, scheme: str) -> Iterator[ClientProcess]:
         """One through the proxy, on a host of its own: the proxy limits what comes from one address."""
         folder = Path(tempfile.mkdtemp(prefix=f"{scheme}-", dir=self.folder))
         url = f"{scheme}://{self.proxy.host.address}:{self.proxy.port}"
         options = ("--ca-file", str(self.proxy.certificate))
-        embedding = Embedding(folder, self.pictures, self.clients[scheme], url, *options)
+        embedding = ClientProcess(folder, self.pictures, self.clients[scheme], url, *options)
         try:
             yield embedding
         finally:

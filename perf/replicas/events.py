@@ -9,9 +9,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from perf.findings import NotMeasured
+from perf.replicas.client_process import Account, ClientProcess
 from perf.replicas.cluster import Cluster
-from perf.replicas.embedding import Account, Embedding
-from perf.samples import NotMeasured
 
 _LOOK_SECONDS = 0.25
 _PATIENCE_SECONDS = 120.0
@@ -82,7 +82,7 @@ def rolling_restart_and_a_kill(cluster: Cluster, schemes: Sequence[str], ahead: 
 class _Phases:
     """Counts what is answered from phase to phase."""
 
-    def __init__(self, cluster: Cluster, clients: Sequence[Embedding]) -> None:
+    def __init__(self, cluster: Cluster, clients: Sequence[ClientProcess]) -> None:
         self.all: list[Phase] = []
         self._cluster = cluster
         self._clients = clients
@@ -114,7 +114,7 @@ class _Phases:
 
 
 @contextlib.contextmanager
-def _fed(cluster: Cluster, clients: Sequence[Embedding], ahead: int) -> Iterator[None]:
+def _fed(cluster: Cluster, clients: Sequence[ClientProcess], ahead: int) -> Iterator[None]:
     """Inside the block the clients are given as many images as are answered, and `ahead` more each."""
     over = threading.Event()
     before = sum(replica.answered() for replica in cluster.replicas)

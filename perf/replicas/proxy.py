@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from perf.findings import NotMeasured
 from perf.hosts import Host
 from perf.machine import REPOSITORY
-from perf.samples import NotMeasured
 
 _CONFIGURATION = REPOSITORY / "configs" / "proxy" / "nginx.conf"
 _START_SECONDS = 10.0

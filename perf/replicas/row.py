@@ -4,10 +4,10 @@ Comes in: a device. Goes out: images lost, and by phase the throughput and each 
 """
 
 from perf.bench import Bench
+from perf.findings import Figure, Findings, NotMeasured, Table
+from perf.replicas.client_process import Account
 from perf.replicas.cluster import SCHEMES, cluster
-from perf.replicas.embedding import Account
 from perf.replicas.events import Phase, rolling_restart_and_a_kill
-from perf.samples import Figure, Findings, NotMeasured, Table
 
 TITLE = "Replicas"
 WHAT = (

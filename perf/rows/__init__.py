@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from perf.bench import Bench
-from perf.rows import end_to_end, overload, rooms, running
-from perf.samples import Findings
+from perf.findings import Findings
+from perf.rows import components, end_to_end, overload, running
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,21 @@ ROWS: dict[str, RowKind] = {
     "large-photographs": RowKind(
         "Large photographs",
         "images/s of 12-megapixel JPEGs through the service's decode + resize / through plain Pillow, one thread each",
-        rooms.large_photographs,
+        components.large_photographs,
     ),
     "decoding": RowKind(
-        "Decoding", "images/s of decode + resize in a thread a core / in one thread, times the cores", rooms.decoding
+        "Decoding",
+        "images/s of decode + resize in a thread a core / in one thread, times the cores",
+        components.decoding,
     ),
     "cpu-dtype": RowKind(
-        "CPU dtype", "images/s of the encoder on a CPU with `--dtype auto` / with float32", rooms.cpu_dtype
+        "CPU dtype", "images/s of the encoder on a CPU with `--dtype auto` / with float32", components.cpu_dtype
     ),
     "gpu-encoder": RowKind(
-        "GPU, encoder", "images/s of so400m-384 by batch size, and its share of the card's peak", rooms.gpu_encoder
+        "GPU, encoder", "images/s of so400m-384 by batch size, and its share of the card's peak", components.gpu_encoder
     ),
     "fp8": RowKind(
-        "FP8", "cosine of embeddings with linear layers in FP8 (e4m3, emulated) with those in float32", rooms.fp8
+        "FP8", "cosine of embeddings with linear layers in FP8 (e4m3, emulated) with those in float32", components.fp8
     ),
     "start": RowKind(
         "Start", "seconds from the command to ready, after a first start that warms caches", running.start
@@ -62,7 +64,5 @@ ROWS: dict[str, RowKind] = {
         "Repeats", "images/s with a cache / without, for a share of images that were sent before", running.repeats
     ),
     "stages": RowKind("Stages", "where the time of an image goes, raw HTTP, 60 in flight", running.stages),
-    "clients": RowKind(
-        "Clients", "images/s by the own client / by perf_analyzer, gRPC, 60 in flight", end_to_end.clients
-    ),
+    "clients": RowKind("Clients", "images/s by the own client / by perf_analyzer, gRPC, 60 in flight", running.clients),
 }

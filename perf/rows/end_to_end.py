@@ -1,4 +1,4 @@
-"""Rows that hold the running service against the same work without it."""
+"""Rows that hold the running service against the same work in this process, without it."""
 
 import math
 import statistics
@@ -9,16 +9,13 @@ from functools import partial
 import torch
 
 from perf import images, machine
-from perf.bench import Bench, insist
-from perf.in_process import BASE, DEMO, SO400M, Checkpoint, Rooms, bare_loops, encoder_alone
-from perf.load.client import Load, LoadResult, OwnClient, discounted
-from perf.load.perf_analyzer import PerfAnalyzer
-from perf.load.protocols import Target
-from perf.samples import Figure, Findings, NotMeasured
+from perf.bench import IN_FLIGHT, Bench
+from perf.findings import Figure, Findings, NotMeasured
+from perf.in_process import BASE, DEMO, SO400M, Checkpoint, Components, bare_loops, encoder_alone
+from perf.load.client import LoadResult, discounted
 from perf.service_under_test import Service
 from service.model.encoder import Encoder, resolve_dtype
 
-IN_FLIGHT = 60
 # How each side of a ratio is measured, in images a second, by its name.
 Sides = dict[str, Callable[[], float]]
 _PROTOCOLS = {"raw HTTP": "kserve-http", "gRPC": "kserve-grpc"}
@@ -52,13 +49,15 @@ def _efficiency(bench: Bench, checkpoint: Checkpoint) -> Findings:
     def batch() -> int:
         return math.ceil(statistics.fmean(batches[-len(_PROTOCOLS) :]))
 
-    rooms = Rooms(checkpoint, bench.device)
+    components = Components(checkpoint, bench.device)
     with bench.service(*checkpoint.arguments) as service:
-        alone = _beside(service, encoder_alone(rooms, batch, bench.seconds), _shared_cores(bench))
+        alone = _without_the_idle_service(
+            service, encoder_alone(components, batch, bench.seconds), _shared_cores(bench)
+        )
         served: Sides = {name: partial(end_to_end, protocol) for name, protocol in _PROTOCOLS.items()}
         samples = bench.alternate(f"efficiency, {checkpoint.name}", {**served, **alone})
     way = _best(samples, alone)
-    note = f"batches of {statistics.median(map(math.ceil, batches)):.0f}, {way}, {rooms.encoder.dtype}"
+    note = f"batches of {statistics.median(map(math.ceil, batches)):.0f}, {way}, {components.encoder.dtype}"
     figures = [
         Figure(
             f"{checkpoint.name} on {bench.device.type}, {name}",
@@ -75,7 +74,7 @@ def _efficiency(bench: Bench, checkpoint: Checkpoint) -> Findings:
 
 def overhead(bench: Bench) -> Findings:
     """The embedded checkpoint, where the encoder costs least beside everything else."""
-    rooms = Rooms(DEMO, bench.device)
+    components = Components(DEMO, bench.device)
     with bench.service(*DEMO.arguments) as service:
         results: dict[str, list[LoadResult]] = {name: [] for name in _PROTOCOLS}
 
@@ -83,8 +82,8 @@ def overhead(bench: Bench) -> Findings:
             results[name].append(bench.load(service.target(_PROTOCOLS[name]), IN_FLIGHT))
             return results[name][-1].images_per_second
 
-        loops = bare_loops(rooms, images.workload(), IN_FLIGHT, bench.seconds)
-        loops = _beside(service, loops, _shared_cores(bench))
+        loops = bare_loops(components, images.workload(), IN_FLIGHT, bench.seconds)
+        loops = _without_the_idle_service(service, loops, _shared_cores(bench))
         served: Sides = {name: partial(end_to_end, name) for name in _PROTOCOLS}
         samples = bench.alternate("overhead", {**served, **loops})
     way = _best(samples, loops)
@@ -102,10 +101,10 @@ def _overhead_figure(name: str, results: Sequence[LoadResult], reference: Sequen
 
 def alone(bench: Bench) -> Findings:
     """The embedded checkpoint, one request at a time."""
-    rooms = Rooms(DEMO, bench.device)
+    components = Components(DEMO, bench.device)
     with bench.service(*DEMO.arguments) as service:
         sides = {name: partial(_latency_ms, bench, service, protocol) for name, protocol in _PROTOCOLS.items()}
-        samples = bench.alternate("alone", {**sides, "in process": partial(_least_work_ms, rooms, bench.seconds)})
+        samples = bench.alternate("alone", {**sides, "in process": partial(_best_work_ms, components, bench.seconds)})
     in_process = samples["in process"]
     return Findings(
         [
@@ -123,7 +122,7 @@ def alone(bench: Bench) -> Findings:
     )
 
 
-def _beside(service: Service, sides: Sides, cores: float) -> Sides:
+def _without_the_idle_service(service: Service, sides: Sides, cores: float) -> Sides:
     """The same rates, as they were if the idle service, which sends itself images, took nothing of these cores."""
 
     def measured(measure: Callable[[], float]) -> float:
@@ -144,47 +143,24 @@ def _latency_ms(bench: Bench, service: Service, protocol: str) -> float:
     return bench.load(service.target(protocol), 1).p50_ms
 
 
-def _least_work_ms(rooms: Rooms, seconds: float) -> float:
+def _best_work_ms(components: Components, seconds: float) -> float:
     """On all cores or on one, whichever is faster: beside other programs, threads that wait for each other are not."""
-    return min(_work_ms(rooms, encoder, seconds / 2) for encoder in (rooms.encoder, rooms.narrow_encoder))
+    return min(
+        _work_ms(components, encoder, seconds / 2) for encoder in (components.encoder, components.single_core_encoder)
+    )
 
 
-def _work_ms(rooms: Rooms, encoder: Encoder, seconds: float) -> float:
+def _work_ms(components: Components, encoder: Encoder, seconds: float) -> float:
     """Median milliseconds of decode + resize + encode, one image at a time."""
     times: list[float] = []
-    pixels, started = rooms.empty(1), time.perf_counter()
+    pixels, started = components.empty(1), time.perf_counter()
     while time.perf_counter() - started < seconds:
         for jpeg in images.shipped():
             begun = time.perf_counter()
-            rooms.prepare(jpeg, pixels[0])
+            components.prepare(jpeg, pixels[0])
             encoder.encode(pixels)
             times.append((time.perf_counter() - begun) * 1000)
     return statistics.median(times)
-
-
-def clients(bench: Bench) -> Findings:
-    """Two load generators on one service, of which each could be wrong."""
-    if bench.perf_analyzer is None:
-        raise NotMeasured("no perf_analyzer that runs here (see PERF_ANALYZER), or --client own")
-    with bench.service(*DEMO.arguments) as service:
-        targets = [service.target(protocol) for protocol in ("kserve-grpc", "kserve-grpc-base64")]
-        return Findings([_agreement(bench, target) for target in targets])
-
-
-def _agreement(bench: Bench, target: Target) -> Figure:
-    sides = {
-        type(generator).__name__: partial(_rate, generator, target, Load(IN_FLIGHT, bench.seconds))
-        for generator in (bench.own_client, bench.perf_analyzer)
-        if generator
-    }
-    samples = bench.alternate(f"clients, {target.protocol}", sides)
-    ours, theirs = samples.values()
-    note = f"{_median(ours)} / {_median(theirs)} images/s"
-    return Figure(target.protocol, "ratio", ours, theirs, at_least=0.9, at_most=1.1, note=note)
-
-
-def _rate(generator: OwnClient | PerfAnalyzer, target: Target, load: Load) -> float:
-    return insist(generator.measure(target, load)).images_per_second
 
 
 def _best(samples: dict[str, list[float]], names: Sides) -> str:

@@ -11,19 +11,18 @@ from functools import partial
 import numpy as np
 
 from perf import images, machine
-from perf.bench import Bench
+from perf.bench import IN_FLIGHT, Bench
+from perf.findings import Figure, Findings, NotMeasured, Table
 from perf.in_process import BASE, SO400M
 from perf.load.client import discounted
-from perf.load.flood import Flood, Poured, Sent
+from perf.load.flood import Flood, FloodPart, Sent, send
 from perf.load.protocols import Target, connect
-from perf.rows.end_to_end import IN_FLIGHT
-from perf.samples import Figure, Findings, NotMeasured, Table
 from perf.service_under_test import Service
 
 _TIMES_CAPACITY = 10
 _FLOOD_SECONDS, _QUICK_FLOOD_SECONDS = 60.0, 3.0
 # Its best is what it answers when a little more is offered than it can bear, for a third of the flood's time.
-_TIMES_BRIMFUL, _SHARE_BRIMFUL = 1.5, 1 / 3
+_TIMES_SATURATING, _SHARE_SATURATING = 1.5, 1 / 3
 _PROTOCOL = "kserve-http"
 # Until its lanes have filled and the first batches are done, which would be missing.
 _SHARE_FILLING = 1 / 4
@@ -40,7 +39,7 @@ _RECOVERY_SECONDS = 1.0
 _REQUESTS_ALONE = 5
 _NOTE = (
     "The room for requests fits this model on this machine, and so does their timeout. Its best is that of the"
-    f" same service when {_TIMES_BRIMFUL:g} times as many images are offered as one with the default bounds answers."
+    f" same service when {_TIMES_SATURATING:g} times as many images are offered as one with the default bounds answers."
     " On a CPU the generators' cores are not the service's to use; discounted, images/s are those of the cores left."
 )
 
@@ -48,10 +47,10 @@ _NOTE = (
 def overload(bench: Bench) -> Findings:
     """base-224 on a CPU, so400m-384 on CUDA: slow enough for a generator on the same machine to flood it."""
     checkpoint = SO400M if bench.device.type == "cuda" else BASE
-    with bench.service(*checkpoint.arguments) as roomy:
-        bounds = _Bounds.for_rate(_usual(bench, roomy))
+    with bench.service(*checkpoint.arguments) as default:
+        bounds = _Bounds.for_rate(_usual(bench, default))
         with bench.service(*checkpoint.arguments, *bounds.arguments) as bounded:
-            rounds = bench.alternate("overload", {"": partial(_round, bench, roomy, bounded)})[""]
+            rounds = bench.alternate("overload", {"": partial(_round, bench, default, bounded)})[""]
     seen = {name: [of_round[name] for of_round in rounds] for name in rounds[0]}
     points = {name: {"median (range)": samples} for name, samples in seen.items()}
     title = f"{checkpoint.name} on {bench.device.type}, {' '.join(bounds.arguments)}"
@@ -110,13 +109,13 @@ def _usual(bench: Bench, service: Service) -> float:
     return bench.load(service.target(_PROTOCOL), IN_FLIGHT, slow=slow).images_per_second
 
 
-def _round(bench: Bench, roomy: Service, bounded: Service) -> dict[str, float]:
-    usual, target = _usual(bench, roomy), bounded.target(_PROTOCOL)
+def _round(bench: Bench, default: Service, bounded: Service) -> dict[str, float]:
+    usual, target = _usual(bench, default), bounded.target(_PROTOCOL)
     # On a GPU the generators take nothing that the encoder needs.
     cores = machine.cores() if bench.device.type == "cpu" else math.inf
     seconds = _QUICK_FLOOD_SECONDS if bench.quick else _FLOOD_SECONDS
-    brimful, parts = _start(bench, target, _TIMES_BRIMFUL * usual, seconds * _SHARE_BRIMFUL)
-    best = _ends(list(parts), brimful, cores)
+    saturating, parts = _start(bench, target, _TIMES_SATURATING * usual, seconds * _SHARE_SATURATING)
+    best = _ends(list(parts), saturating, cores)
     before = asyncio.run(_milliseconds_alone(target))
     flood, parts = _start(bench, target, _TIMES_CAPACITY * usual, seconds)
     memory = _memory_mb_until(flood.begin + seconds, bounded, seconds / 60)
@@ -136,7 +135,7 @@ def _round(bench: Bench, roomy: Service, bounded: Service) -> dict[str, float]:
     }
 
 
-def _start(bench: Bench, target: Target, rate: float, seconds: float) -> tuple[Flood, Iterator[Poured]]:
+def _start(bench: Bench, target: Target, rate: float, seconds: float) -> tuple[Flood, Iterator[FloodPart]]:
     flood = Flood(rate, seconds, time.monotonic() + _BEGIN_SECONDS)
     return flood, bench.own_client.flood(target, flood)
 
@@ -150,17 +149,19 @@ def _memory_mb_until(end: float, service: Service, pause: float) -> list[float]:
 
 
 async def _milliseconds_alone(target: Target) -> float:
-    """Median latency of a few requests, one at a time."""
-    times = []
+    """Median latency of a few requests, one at a time.
+
+    Raises:
+        NotMeasured: one of them was not answered.
+    """
     async with connect(target) as connection:
-        for jpeg in images.workload(_REQUESTS_ALONE):
-            request, started = connection.prepare(jpeg), time.perf_counter()
-            await connection.send(request)
-            times.append(1000 * (time.perf_counter() - started))
-    return statistics.median(times)
+        requests = [await send(connection, connection.prepare(jpeg)) for jpeg in images.workload(_REQUESTS_ALONE)]
+    if errors := [each.error for each in requests if each.error]:
+        raise NotMeasured(f"a request alone failed: {errors[0]}")
+    return 1000 * statistics.median(each.ended - each.sent for each in requests)
 
 
-def _ends(parts: Sequence[Poured], flood: Flood, cores: float) -> dict[str, float]:
+def _ends(parts: Sequence[FloodPart], flood: Flood, cores: float) -> dict[str, float]:
     """How the requests of a flood ended; `cores` are those that its generators share with the service.
 
     Raises:

@@ -1,13 +1,16 @@
-"""Rows about the service itself: its start, its growth with the load, its cache and its stages."""
+"""Rows about the running service alone: start, growth with the load, cache, stages, and two clients that must agree."""
 
+import statistics
 from functools import partial
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from perf.bench import Bench
+from perf.bench import IN_FLIGHT, Bench, require_answers
+from perf.findings import Figure, Findings, NotMeasured, Table
 from perf.in_process import BASE, DEMO, SO400M
-from perf.rows.end_to_end import IN_FLIGHT
-from perf.samples import Figure, Findings, NotMeasured, Table
+from perf.load.client import Load, OwnClient
+from perf.load.perf_analyzer import PerfAnalyzer
+from perf.load.protocols import Target
 from perf.service_under_test import Service
 
 _LEVELS = (1, 4, 16, 60, 240, 1000)
@@ -142,3 +145,27 @@ def stage_totals(metrics: str) -> dict[str, float]:
     families = text_string_to_metric_families(metrics)
     samples = [sample for family in families if family.name == _STAGE_HISTOGRAM for sample in family.samples]
     return {sample.labels["stage"]: sample.value for sample in samples if sample.name.endswith("_sum")}
+
+
+def clients(bench: Bench) -> Findings:
+    """Two load generators on one service, of which each could be wrong."""
+    if bench.perf_analyzer is None:
+        raise NotMeasured("no perf_analyzer that runs here (see PERF_ANALYZER), or --client own")
+    with bench.service(*DEMO.arguments) as service:
+        targets = [service.target(protocol) for protocol in ("kserve-grpc", "kserve-grpc-base64")]
+        return Findings([_agreement(bench, target) for target in targets])
+
+
+def _agreement(bench: Bench, target: Target) -> Figure:
+    sides = {
+        type(generator).__name__: partial(_rate, generator, target, Load(IN_FLIGHT, bench.seconds))
+        for generator in (bench.own_client, bench.perf_analyzer)
+        if generator
+    }
+    ours, theirs = bench.alternate(f"clients, {target.protocol}", sides).values()
+    note = f"{statistics.median(ours):.4g} / {statistics.median(theirs):.4g} images/s"
+    return Figure(target.protocol, "ratio", ours, theirs, at_least=0.9, at_most=1.1, note=note)
+
+
+def _rate(generator: OwnClient | PerfAnalyzer, target: Target, load: Load) -> float:
+    return require_answers(generator.measure(target, load)).images_per_second

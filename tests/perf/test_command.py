@@ -3,19 +3,22 @@
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from perf import command
 from perf.command import main
+from perf.results import FOLDER
 from perf.rows import ROWS
 from tests.integration.reference import REPOSITORY
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command as a user gives it."""
-    command = [sys.executable, "-W", "error::ResourceWarning", "-m", "perf", *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False)
+    words = [sys.executable, "-W", "error::ResourceWarning", "-m", "perf", *arguments]
+    return subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False)
 
 
 def test_a_quick_run_against_the_real_service_writes_samples_and_prints_no_figure(tmp_path: Path) -> None:
@@ -45,7 +48,7 @@ def test_the_help_names_every_row_and_every_command(capsys: pytest.CaptureFixtur
     ("arguments", "complaint"),
     [
         (["no-such-row"], "there is no row 'no-such-row'"),
-        (["load"], "give --url or --target"),
+        (["load"], "the following arguments are required: --target"),
         (["--device", "cuda:99"], "device cuda:99 is not there"),
     ],
 )
@@ -55,6 +58,22 @@ def test_a_wrong_command_line_is_refused(
     with pytest.raises(SystemExit) as end:
         main([*arguments, "--output", str(tmp_path)])
     assert complaint in f"{end.value} {capsys.readouterr().err}"
+
+
+def test_what_gives_no_figure_takes_no_figures_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for arguments in ([], ["alone", "--rounds", "5"], ["soak"], ["replicas"]):
+        assert command._parse(arguments).output == FOLDER
+    for arguments in (["--quick"], ["alone", "--rounds", "4"], ["soak", "--minutes", "5"]):
+        assert command._parse(arguments).output.parent == tmp_path
+
+
+@pytest.mark.parametrize(("path", "client"), [("/bin/perf_analyzer", "perf_analyzer"), (None, "own")])
+def test_results_name_the_client_that_auto_is(path: str | None, client: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "find_perf_analyzer", lambda: path)
+    options = command._parse(["alone", "--device", "cpu"])
+    with command._bench(options):
+        assert options.client == client
 
 
 def test_the_readme_says_what_each_row_divides() -> None:

@@ -7,11 +7,13 @@ import contextlib
 import io
 import itertools
 import json
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,14 +23,24 @@ from aiohttp import web
 from PIL import Image
 
 from perf import images, peers
-from perf.bench import Bench, failure, insist
+from perf.bench import Bench, failure, require_answers
+from perf.findings import NotMeasured
 from perf.load import client
 from perf.load.client import Load, LoadResult
-from perf.load.flood import Flood, pour
+from perf.load.flood import Flood, send_part
+from perf.load.perf_analyzer import PerfAnalyzer
 from perf.load.protocols import Target
-from perf.samples import NotMeasured
 
 JPEGS = set(images.workload())
+# Of the levels in one run the first has the time in it in which the load builds up; in the report it comes last.
+FAKE_PERF_ANALYZER = f"""#!{sys.executable}
+import sys
+value = {{name: value for name, value in zip(sys.argv, sys.argv[1:])}}
+first, last = (value["--concurrency-range"].split(":") * 2)[:2]
+rates = {{last: 500, first: 400}}
+lines = [f"{{level}},{{rate}},100000,200000" for level, rate in rates.items()]
+open(value["-f"], "w").write("\\n".join(["Concurrency,Inferences/Second,p50 latency,p99 latency", *lines]))
+"""
 
 
 @dataclass
@@ -152,7 +164,7 @@ def test_failures_are_counted_by_message_and_no_throughput() -> None:
     assert message == 'RequestFailed: HTTP 503: {"error": "busy"}'
     assert failure([result, result]).startswith(f"{2 * result.errors[message]} requests failed")
     with pytest.raises(NotMeasured, match="503"):
-        insist(result)
+        require_answers(result)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +187,7 @@ def test_a_flood_does_not_wait_for_answers_and_says_how_each_request_ended() -> 
     fake = FakeServer(fail_every=3, seconds=0.5)
     with served(fake) as url, ThreadPoolExecutor(2) as threads:
         target, flood = Target("fake", "kserve-http", url), Flood(rate=100, seconds=0.3, begin=time.monotonic() + 0.5)
-        parts = list(threads.map(lambda index: pour(target, flood.part(index, 2)), range(2)))
+        parts = list(threads.map(lambda index: send_part(target, flood.part(index, 2)), range(2)))
     assert all(0 < len(part.requests) <= 15 for part in parts)
     requests = [each for part in parts for each in part.requests]
     assert len(requests) == fake.requests
@@ -190,7 +202,7 @@ def test_a_flood_does_not_wait_for_answers_and_says_how_each_request_ended() -> 
 def test_other_failures_of_a_flood_are_told_apart() -> None:
     with served(FakeServer()) as url:
         flood = Flood(rate=100, seconds=0.1, begin=time.monotonic())
-        requests = pour(Target("fake", "kserve-http", url, "absent"), flood).requests
+        requests = send_part(Target("fake", "kserve-http", url, "absent"), flood).requests
     assert requests and all(each.error.startswith("HTTP 404") and not each.is_turned_away for each in requests)
 
 
@@ -202,6 +214,14 @@ def test_slots_are_timed_from_answer_to_answer() -> None:
     # Waits of one and three seconds are two seconds each, for two slots; one wait and none are nothing to go by.
     loop._answers = [[1.0, 2.0], [1.0, 4.0], [1.0]]
     assert loop._images_per_second() == 2 / 2.0
+
+
+def test_what_perf_analyzer_counts_while_its_load_builds_up_is_left_out(tmp_path: Path) -> None:
+    fake = tmp_path / "perf_analyzer"
+    fake.write_text(FAKE_PERF_ANALYZER)
+    fake.chmod(0o755)
+    result = PerfAnalyzer(str(fake), tmp_path).measure(Target("", "kserve-grpc", ""), Load(60, 1.0))
+    assert (result.images_per_second, result.p50_ms, result.p99_ms, result.errors) == (500.0, 100.0, 200.0, {})
 
 
 def test_distinct_images_are_the_same_picture() -> None:

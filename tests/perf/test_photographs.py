@@ -11,31 +11,32 @@ import pytest
 from PIL import Image
 
 from perf import photographs
+from tests.cosines import cosines
+from tests.integration.reference import embed
 
 Pixels = npt.NDArray[np.uint8]
 
 
 def _decode(jpeg: bytes) -> Image.Image:
-    """Return the JPEG decoded to RGB."""
     return Image.open(io.BytesIO(jpeg)).convert("RGB")
 
 
 def _jpegs(path: Path) -> list[bytes]:
-    """Return the JPEGs in a file of perf_analyzer input data."""
+    """The JPEGs in a file of perf_analyzer input data."""
     entries = json.loads(path.read_text(encoding="ascii"))["data"]
     return [base64.b64decode(text, validate=True) for entry in entries for text in entry[photographs.INPUT_NAME]]
 
 
 @pytest.fixture(scope="module")
 def shipped() -> list[bytes]:
-    """Return the JPEGs as they stand in the repository."""
+    """The JPEGs as they stand in the repository."""
     return _jpegs(photographs.BASE64_JSON)
 
 
 @pytest.fixture(scope="module")
 def redrawn(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
-    """Return the JPEGs as the generator's command writes them now."""
-    path = tmp_path_factory.mktemp("perf") / "data" / "base64.json"
+    """The JPEGs as the generator's command writes them now."""
+    path = tmp_path_factory.mktemp("perf") / "base64.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(photographs, "BASE64_JSON", path)
         photographs.main()
@@ -56,6 +57,12 @@ def test_pictures_are_four_distinct_jpegs_of_the_size_of_a_web_photograph(shippe
         picture.load()
         assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", (shot.width, shot.height))
         assert 50_000 <= len(jpeg) <= 160_000
+
+
+def test_the_embedded_checkpoint_tells_them_apart(shipped: list[bytes]) -> None:
+    """Or another image's embedding would pass for the right one in the soak."""
+    embeddings = embed(shipped)
+    assert all(cosines(embeddings, np.roll(embeddings, turn, axis=0)).max() < 0.95 for turn in (1, 2))
 
 
 def test_chroma_is_subsampled_as_cameras_do(shipped: list[bytes]) -> None:
@@ -81,7 +88,7 @@ def test_every_area_has_grain_and_some_are_far_sharper_than_others(shipped: list
 
 
 def _detail(luma: Pixels) -> npt.NDArray[np.float32]:
-    """Return the standard deviation of the Laplacian in each tile of 25 x 25 pixels, in grey levels."""
+    """The standard deviation of the Laplacian in each tile of 25 x 25 pixels, in grey levels."""
     grey = luma.astype(np.float32)
     laplacian = grey[1:-1, 1:-1] - (grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]) / 4
     rows, columns = (side // 25 for side in laplacian.shape)

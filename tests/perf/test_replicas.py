@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from perf.hosts import Host, NoNamespaces
+from perf.replicas.client_process import ClientProcess, Pictures
 from perf.replicas.cluster import SCHEMES, Cluster, cluster
-from perf.replicas.embedding import Embedding, Pictures
 from perf.replicas.events import rolling_restart_and_a_kill
 from perf.replicas.proxy import find_nginx
 from tests.client.fake_service import FakeService
@@ -51,7 +51,7 @@ def test_a_lost_image_and_the_embedding_of_another_are_found(tmp_path: Path) -> 
         path.write_text(f"{'400' if number == 2 else '200'} #{number + 1}")
     with FakeService() as fake:
         threading.Thread(target=fake.serve_forever, kwargs={"poll_interval": 0.01}).start()
-        client = Embedding(folder, pictures, Host(), fake.url)
+        client = ClientProcess(folder, pictures, Host(), fake.url)
         client.give(7)
         account = client.finish()
         fake.shutdown()

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from prometheus_client import generate_latest
 
+from perf.findings import Figure, Findings, Table
 from perf.report import write_readme, write_report
 from perf.results import Results, Row, read_results
 from perf.rows.running import stage_totals
-from perf.samples import Figure, Findings, Table
 from service.metrics import Metrics
 
 TITLES = {

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from perf import images, soak
-from perf.load.cases import Answer, Case, Outcome, Photographs, WrongAnswer, cases
+from perf.load.cases import Case, Outcome, Photographs, WrongAnswer, cases
 from perf.load.mixed import Account, MixedLoad
 from perf.load.protocols import Target
+from perf.load.wire import Answer
 from perf.report import render
 from perf.vitals import Vitals
 from tests.perf.test_command import run

@@ -1,7 +1,7 @@
-"""Rows about single rooms of the service, measured in this process."""
+"""Rows about single components of the service, measured in this process."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from perf import images, machine
 from perf.bench import Bench
-from perf.in_process import BASE, DEMO, SO400M, Pixels, Rooms, encoding, images_per_second
-from perf.samples import Figure, Findings, NotMeasured, Table
+from perf.findings import Figure, Findings, NotMeasured, Table
+from perf.in_process import BASE, DEMO, SO400M, Components, Pixels, Prepare, encoding, images_per_second
 from service.settings import load_settings
 
 _LARGE_PHOTOGRAPHS = 4
@@ -38,37 +38,29 @@ def large_photographs(bench: Bench) -> Findings:
     jpegs = images.large(1 if bench.quick else _LARGE_PHOTOGRAPHS)
     cpu, findings = torch.device("cpu"), Findings()
     for checkpoint in (BASE, SO400M):
-        rooms = Rooms(checkpoint, cpu, "float32")
-        side = rooms.preprocessor.size
+        components = Components(checkpoint, cpu, "float32")
+        side = components.preprocessor.size
         samples = bench.alternate(
             f"large photographs, S={side}",
             {
-                "service": partial(_preparing, rooms, rooms.prepare, jpegs, bench.seconds),
-                "Pillow": partial(_preparing, rooms, rooms.prepare_plainly, jpegs, bench.seconds),
+                "service": partial(_preparing, components, components.prepare, jpegs, bench.seconds),
+                "Pillow": partial(_preparing, components, components.prepare_plainly, jpegs, bench.seconds),
             },
         )
         speed = Figure(f"S={side}, one thread", "ratio", samples["service"], samples["Pillow"], at_least=4.0)
-        ours, plain = (_prepared(rooms, prepare, jpegs) for prepare in (rooms.prepare, rooms.prepare_plainly))
+        ours, plain = (components.batch(jpegs, prepare) for prepare in (components.prepare, components.prepare_plainly))
         findings.figures.extend([speed, _pixel_figure(side, ours, plain)])
         if checkpoint is BASE:
-            findings.figures.append(_cosine_figure(rooms, ours, plain))
+            findings.figures.append(_cosine_figure(components, ours, plain))
     return findings
 
 
-Prepare = Callable[[bytes, Pixels], None]
-
-
-def _prepared(rooms: Rooms, prepare: Prepare, jpegs: Sequence[bytes]) -> Pixels:
-    batch = rooms.empty(len(jpegs))
-    for jpeg, pixels in zip(jpegs, batch, strict=True):
-        prepare(jpeg, pixels)
-    return batch
-
-
-def _preparing(rooms: Rooms, prepare: Prepare, jpegs: Sequence[bytes], seconds: float, threads: int = 1) -> float:
+def _preparing(
+    components: Components, prepare: Prepare, jpegs: Sequence[bytes], seconds: float, threads: int = 1
+) -> float:
     def call() -> int:
         torch.set_num_threads(1)  # of the calling thread
-        return len(_prepared(rooms, prepare, jpegs))
+        return len(components.batch(jpegs, prepare))
 
     return images_per_second([call] * threads, seconds)
 
@@ -79,8 +71,8 @@ def _pixel_figure(side: int, ours: Pixels, plain: Pixels) -> Figure:
     return Figure(f"S={side}, mean pixel difference of 255", "exact", [float(each.mean())], at_most=0.3, note=note)
 
 
-def _cosine_figure(rooms: Rooms, ours: Pixels, plain: Pixels) -> Figure:
-    left, right = (_unit(rooms.encoder.encode(pixels)) for pixels in (ours, plain))
+def _cosine_figure(components: Components, ours: Pixels, plain: Pixels) -> Figure:
+    left, right = (_unit(components.encoder.encode(pixels)) for pixels in (ours, plain))
     others = [float(right[a] @ right[b]) for a, b in combinations(range(len(right)), 2)]
     note = "base-224 with random weights, float32, the lowest of all"
     note += f"; between different photographs up to {max(others):.4f}" if others else ""
@@ -115,9 +107,9 @@ def fp8(bench: Bench) -> Findings:
     """Emulated in float32: whether FP8 is worth a setting is a question of its embeddings first."""
     findings = Findings()
     for checkpoint in (DEMO,) if bench.quick else (DEMO, SO400M):
-        rooms = Rooms(checkpoint, torch.device("cpu"), "float32")
-        pixel_values = rooms.pixel_values(_prepared(rooms, rooms.prepare, images.shipped()))
-        model = rooms.load()
+        components = Components(checkpoint, torch.device("cpu"), "float32")
+        pixel_values = components.pixel_values(components.batch(images.shipped(), components.prepare))
+        model = components.load()
         exact = model(pixel_values).pooler_output
         note = "random weights" if checkpoint.random_weights else "the embedded checkpoint"
         for layers, width in (("all linear layers", None), ("MLPs", model.config.intermediate_size)):
@@ -136,9 +128,9 @@ def _unit(embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 def decoding(bench: Bench) -> Findings:
     """Decode and resize alone, by more and more threads of this process, which the GIL and what cores share hold up."""
-    rooms, jpegs, cores = Rooms(BASE, torch.device("cpu")), images.shipped(), machine.cores()
+    components, jpegs, cores = Components(BASE, torch.device("cpu")), images.shipped(), machine.cores()
     counts = [count for count in (1, 2, 4, 8, 12, 16, 32, 64) if count < cores] + [cores]
-    preparing = partial(_preparing, rooms, rooms.prepare, jpegs, bench.seconds)
+    preparing = partial(_preparing, components, components.prepare, jpegs, bench.seconds)
     samples = bench.alternate("decoding", {str(count): partial(preparing, threads=count) for count in counts})
     linear = [cores * rate for rate in samples["1"]]
     figure = Figure(f"S=224, {cores} threads / {cores} times one", "ratio", samples[str(cores)], linear)
@@ -149,7 +141,7 @@ def decoding(bench: Bench) -> Findings:
 def cpu_dtype(bench: Bench) -> Findings:
     """base-224 in the dtype that the service takes by itself, and in float32."""
     cpu = torch.device("cpu")
-    encoders = {dtype: Rooms(BASE, cpu, dtype).encoder for dtype in ("auto", "float32")}
+    encoders = {dtype: Components(BASE, cpu, dtype).encoder for dtype in ("auto", "float32")}
     sides = {
         dtype: partial(images_per_second, [encoding(encoder, _CPU_DTYPE_BATCH)], bench.seconds)
         for dtype, encoder in encoders.items()
@@ -166,7 +158,7 @@ def gpu_encoder(bench: Bench) -> Findings:
     """so400m-384 with random weights, from one image a batch to the largest batch."""
     if bench.device.type != "cuda":
         raise NotMeasured("no CUDA device")
-    encoder, largest = Rooms(SO400M, bench.device).encoder, load_settings([]).max_batch_size
+    encoder, largest = Components(SO400M, bench.device).encoder, load_settings([]).max_batch_size
     sizes = [size for size in (1, 2, 4, 8, 16, 32, 64, 128) if size < largest] + [largest]
     sides = {str(size): partial(images_per_second, [encoding(encoder, size)] * 2, bench.seconds) for size in sizes}
     samples = bench.alternate("gpu-encoder", {**sides, "matmul": partial(_matmul_flops, bench.device)})

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from perf.findings import NotMeasured
 from perf.hosts import Host
 from perf.machine import REPOSITORY
-from perf.samples import NotMeasured
 from service.demo.drawings import COLOURS, SHAPES, draw
 
 Embeddings = npt.NDArray[np.float32]
@@ -64,7 +64,7 @@ def draw_pictures(folder: Path, host: Host, url: str) -> Pictures:
     return Pictures(paths, np.stack([rows[path.name] for path in paths]))
 
 
-class Embedding:
+class ClientProcess:
     """A client that waits for images until `finish`.
 
     Attributes:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from perf.samples import MIN_ROUNDS, MIN_SLOPE_MINUTES, MIN_SLOPE_SAMPLES, Figure, NotEnoughSamples
+from perf.findings import MIN_ROUNDS, MIN_SLOPE_MINUTES, MIN_SLOPE_SAMPLES, Figure, NotEnoughSamples
 
 
 def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
