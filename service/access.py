@@ -32,6 +32,25 @@ class GrpcTls:
     client_ca: Path | None = None
 
 
+@dataclass(frozen=True)
+class Access:
+    """Who may use the server, and by which header.
+
+    Attributes:
+        token: what inference and statistics need over gRPC, sent as the metadata
+            `triton-grpc-protocol-authorization: Bearer TOKEN`; None lets everybody.
+        admin_token: what the endpoints that steer the server need, sent as `triton-access-token: TOKEN`, over gRPC with
+            the same prefix; None takes a random one, so that they are closed.
+        grpc_tls: None speaks plain text.
+        http_token: the same over HTTP, sent as `Authorization: Bearer TOKEN`.
+    """
+
+    token: str | None = None
+    admin_token: str | None = None
+    grpc_tls: GrpcTls | None = None
+    http_token: str | None = None
+
+
 def read_token(path: Path, setting: str) -> str:
     """The token in a file, without the line's end.
 

@@ -18,6 +18,7 @@ from pytriton.model_config import DynamicBatcher, ModelConfig, QueuePolicy, Tens
 from pytriton.model_config.common import TimeoutAction
 from pytriton.triton import TritonConfig
 
+from service.access import Access
 from service.assembly import by_device
 from service.canary import Canary
 from service.endpoint import EmbedImage, EmbedPixelValues, Parameters
@@ -27,7 +28,7 @@ from service.metrics import Metrics
 from service.model.encoder import Encoder
 from service.pipeline import Embedding, Pipeline
 from service.ports import check_ports_are_free
-from service.pytriton_compat.triton import Access, SupervisedTriton
+from service.pytriton_compat.triton import SupervisedTriton
 from service.settings import Settings
 from service.statistics_request import StatisticsRequest
 from service.watchdog import Watchdog

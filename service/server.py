@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from service import __version__
-from service.access import GrpcTls, bearer, check_tls, read_token
+from service.access import Access, GrpcTls, bearer, check_tls, read_token
 from service.assembly import build_pipelines, known_embedding, load_encoders
 from service.cores import Cores
 from service.errors import ServiceFailure, StartupFault
@@ -23,7 +23,7 @@ from service.local_client import LocalClient
 from service.metrics import Metrics, metrics_endpoint
 from service.model.encoder import Encoder
 from service.ports import free_ports
-from service.pytriton_compat.triton import Access, TritonFailure
+from service.pytriton_compat.triton import TritonFailure
 from service.restarts import Restarts
 from service.settings import Settings
 from service.signals import ending_signals

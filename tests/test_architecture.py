@@ -15,7 +15,7 @@ ALLOWED = {
         "access", "statistics_request", "local_client", "restarts", "signals", "__version__",
     },
     "front_end": {
-        "settings", "assembly", "model", "pipeline", "endpoint", "pytriton_compat", "metrics", "canary",
+        "access", "settings", "assembly", "model", "pipeline", "endpoint", "pytriton_compat", "metrics", "canary",
         "statistics_request", "free_memory", "local_client", "ports", "watchdog", "workspace",
     },
     "bulk": {

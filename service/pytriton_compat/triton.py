@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from pytriton.server.triton_server_config import TritonServerConfig
 from pytriton.triton import Triton, TritonConfig, TritonLifecyclePolicy, TritonSecurityConfig
 from pytriton.utils.distribution import get_stub_path
 
-from service.access import GrpcTls
+from service.access import Access
 from service.errors import ServiceFailure, StartupFault
 from service.local_client import LocalClient
 from service.pytriton_compat.command_line import overwrite_arguments
@@ -60,25 +59,6 @@ _LIBRARY_PATH = os.environ.get("LD_LIBRARY_PATH")  # as it was before any server
 
 class TritonFailure(ServiceFailure):
     """A server, one of its stubs or their lane can answer no more. A new server can, in this same process."""
-
-
-@dataclass(frozen=True)
-class Access:
-    """Who may use the server.
-
-    Attributes:
-        token: what inference and statistics need over gRPC, sent as the metadata
-            `triton-grpc-protocol-authorization: Bearer TOKEN`; None lets everybody.
-        admin_token: what the endpoints that steer the server need, sent as `triton-access-token: TOKEN`, over gRPC with
-            the same prefix; None takes a random one, so that they are closed.
-        grpc_tls: None speaks plain text.
-        http_token: the same over HTTP, sent as `Authorization: Bearer TOKEN`.
-    """
-
-    token: str | None = None
-    admin_token: str | None = None
-    grpc_tls: GrpcTls | None = None
-    http_token: str | None = None
 
 
 class _ServerArguments(TritonServerConfig):  # type: ignore[misc]

@@ -15,9 +15,10 @@ import pytest
 from pytriton.model_config import Tensor
 from pytriton.triton import TritonConfig
 
+from service.access import Access
 from service.errors import ServiceFailure, StartupFault
 from service.pytriton_compat import triton as room
-from service.pytriton_compat.triton import Access, SupervisedTriton, TritonFailure
+from service.pytriton_compat.triton import SupervisedTriton, TritonFailure
 
 
 def _triton(folder: Path, http_port: int) -> SupervisedTriton:
