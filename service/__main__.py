@@ -83,7 +83,8 @@ def _complain(fault: Exception, exit_code: int, log_format: str = "text") -> int
         logger.critical("%s", fault)
     else:
         logging.shutdown()  # what was logged before comes first
-        print(f"error: {fault}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # as on a full disk; what is left to say is the exit code
+            print(f"error: {fault}", file=sys.stderr)
     return exit_code
 
 

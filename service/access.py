@@ -59,8 +59,10 @@ def read_token(path: Path, setting: str) -> str:
     """
     try:
         token = path.read_text().strip()
-    except (OSError, ValueError) as error:
-        raise StartupFault(f"{setting}: the file cannot be read") from error
+    except OSError as error:
+        raise StartupFault(f"{setting}: the file cannot be read ({error.strerror})") from error
+    except ValueError:
+        token = ""  # it is no text
     if not _TOKEN.fullmatch(token):
         raise StartupFault(
             f"{setting}: the file must hold one token of 32 characters or more (letters, digits and ._~+/=-),"

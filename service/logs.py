@@ -143,7 +143,11 @@ class _Brief(logging.Formatter):
         if record.exc_info and record.exc_info[1]:
             message += f": {_describe(record.exc_info[1])}"
         brief = copy.copy(record)
-        brief.msg = _ABSOLUTE_PATH.sub(r"\1", " ".join(message.splitlines()))[:_MAX_CHARACTERS]
+        line = " ".join(message.splitlines())
+        # The line that says why the service ended says it whole, in text as in JSON.
+        if record.levelno < logging.CRITICAL:
+            line = _ABSOLUTE_PATH.sub(r"\1", line)
+        brief.msg = line[:_MAX_CHARACTERS]
         brief.args, brief.exc_info, brief.exc_text, brief.stack_info = (), None, None, None
         return self._formatter.format(brief)
 

@@ -226,11 +226,14 @@ def _read_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise StartupFault(f"the settings file {path} is not there")
     try:
-        return TomlConfigSettingsSource(Settings, path)()
+        settings = TomlConfigSettingsSource(Settings, path)()
     except OSError as error:
         raise StartupFault(f"the settings file {path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise StartupFault(f"the settings file {path} is not valid TOML: {error}") from error
+    if "config" in settings:  # what it has, a token file say, would be missing without a word
+        raise StartupFault(f"config: the settings file {path} cannot name another one")
+    return settings
 
 
 def _refuse_unusable_ports(settings: Settings) -> None:

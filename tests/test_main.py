@@ -38,6 +38,13 @@ def unread() -> Iterator[int]:
     os.close(end)
 
 
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_what_keeps_it_from_starting_names_the_whole_path(log_format: str) -> None:
+    command = [sys.executable, "-m", "service", "--config", "/no/such.toml", "--log-format", log_format]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert "the settings file /no/such.toml is not there" in ended.stderr.splitlines()[-1]
+
+
 def test_a_failure_of_which_nobody_reads_ends_it_all_the_same(unread: int) -> None:
     with subprocess.Popen([sys.executable, "-c", FAILING], stderr=unread, cwd=REPOSITORY) as process:
         try:
@@ -51,3 +58,11 @@ def test_a_failure_is_the_last_line_and_comes_after_what_was_logged() -> None:
     *_, logged, last = ended.stderr.splitlines()
     assert (ended.returncode, last) == (1, "error: the encoder on cpu fails batch after batch")
     assert logged.endswith("ERROR service: a batch could not be encoded")
+
+
+def test_a_wrong_setting_is_told_by_the_exit_code_also_where_the_log_is_on_a_full_disk() -> None:
+    """A supervisor must not start it anew for ever."""
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "service", "--lanes", "x"]
+        ended = subprocess.run(command, stderr=full, cwd=REPOSITORY, check=False)
+    assert ended.returncode == 2

@@ -204,6 +204,7 @@ def test_a_wrong_setting_is_told_in_one_line_by_name(
         (Sources("lanes ="), "service.toml is not valid TOML: "),
         (Sources("lanes = 1\nlanes = 2"), "service.toml is not valid TOML: "),
         (Sources("[http]\nport = 1"), "there is no setting 'http'"),
+        (Sources('config = "base.toml"'), "service.toml cannot name another one"),
         (Sources("", "", "--lanes"), "--lanes"),
         (Sources("", "", "--lan 3"), "--lan"),
         (Sources("", "", "lanes"), "lanes"),

@@ -51,6 +51,7 @@ _ANSWER_SECONDS = 2.0
 _ADMIN_SECONDS = 20.0
 _LIFE_SECONDS = 10.0
 _WAITING = re.compile(rb"^nv_inference_pending_request_count\{.*\} (\d+)$", re.MULTILINE)
+_DISK_MEBIBYTES = 22  # that its programs take
 _STUB_MEBIBYTES = 4  # that a stub takes of it before its first request
 _ADMIN_ENDPOINTS = ("shared-memory", "model-repository", "trace", "logging")
 _USER_ENDPOINTS = ("inference", "statistics")
@@ -90,9 +91,9 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             verbose: log Triton's own information, too, not only its warnings and errors.
 
         Raises:
-            StartupFault: Triton cannot use the workspace's path.
+            StartupFault: Triton cannot use the workspace, or /tmp.
         """
-        _check_path(workspace.resolve())  # as PyTriton gives it to Triton
+        _check_workspace(workspace.resolve())  # as PyTriton gives it to Triton
         self._folder = workspace
         self._unloadable = workspace / "draining"
         self._access = access
@@ -405,9 +406,19 @@ def find_batch_strategy() -> Path | None:
     return max(_HERE.glob("batchstrategy*.so"), key=os.path.getmtime, default=None)
 
 
-def _check_path(workspace: Path) -> None:
-    if not _USABLE_PATH.fullmatch(str(workspace)):
-        raise StartupFault(f"Triton cannot use {workspace}; set TMPDIR to a path of letters, digits and /._+@=- alone")
+def _check_workspace(folder: Path) -> None:
+    """Find out before Triton does, which says only what it could not do."""
+    other, disk = "set TMPDIR to another folder", os.statvfs(folder)
+    if not _USABLE_PATH.fullmatch(str(folder)):
+        raise StartupFault(f"Triton cannot use {folder}; set TMPDIR to a path of letters, digits and /._+@=- alone")
+    if disk.f_flag & os.ST_NOEXEC:
+        raise StartupFault(f"{folder.parent} is mounted noexec, and Triton runs from there; {other}")
+    if (free := disk.f_bavail * disk.f_frsize // 2**20) < _DISK_MEBIBYTES:
+        raise StartupFault(
+            f"{folder.parent} has {free} MiB free, the start takes {_DISK_MEBIBYTES}; make room, or {other}"
+        )
+    if not os.access("/tmp", os.W_OK | os.X_OK):
+        raise StartupFault("Triton cannot write to /tmp, and has to wherever TMPDIR is (a container: --tmpfs /tmp)")
 
 
 def _make_unloadable_model(folder: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -140,6 +141,31 @@ def test_it_does_not_start_with_too_little_shared_memory(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
     with pytest.raises(StartupFault, match="/dev/shm has 11 MiB free, the start takes 12 and large images more"):
         fake.start(threading.Event(), 60)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("noexec", " is mounted noexec, and Triton runs from there; set TMPDIR to another folder"),
+        ("size=8m", " has 7 MiB free, the start takes 22; make room, or set TMPDIR to another folder"),
+    ],
+)
+def test_it_says_what_is_wrong_with_the_disk(tmp_path: Path, options: str, message: str) -> None:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", tmp_path], check=False).returncode:
+        pytest.skip("this machine lets us mount nothing")
+    try:
+        (folder := tmp_path / "embed-1").mkdir()
+        (folder / "fill").write_bytes(bytes(4096))
+        with pytest.raises(StartupFault, match=f"^{tmp_path}{message}$"):
+            _triton(folder, 0)
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_it_says_that_triton_wants_a_place_in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(StartupFault, match=r"^Triton cannot write to /tmp, and has to wherever TMPDIR is "):
+        _triton(tmp_path, 0)
 
 
 def test_a_stub_without_batches_has_not_failed_while_shared_memory_is_scarce(
