@@ -1,7 +1,7 @@
 """Memory that this process has freed goes back to the system.
 
-glibc keeps what is freed between pieces that are still used: of the start some ninety megabytes, of a burst of large
-images some hundreds. It must not know what the memory was for.
+glibc keeps what is freed between pieces that are still used: after a burst of large images some hundreds of megabytes.
+It must not know what the memory was for.
 """
 
 import ctypes
