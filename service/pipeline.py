@@ -155,7 +155,7 @@ class Pipeline:
             logger.exception("a batch of %d images could not be encoded", len(pixels))
             return [InternalFault("the image could not be encoded")] * len(pixels)
         # Activations may overflow in float16; such an embedding would spoil an index in silence.
-        fault = InternalFault("the image's embedding is not finite; the service needs another --dtype")
+        fault = InternalFault("the embedding is not finite; the service needs another --dtype, or weights that are")
         return finite_or(fault, embeddings)
 
 
