@@ -198,7 +198,7 @@ def metrics_endpoint(
         timeout = _SCRAPER_TIMEOUT_SECONDS
 
         def do_GET(self) -> None:
-            if self.path != "/metrics":
+            if self.path.partition("?")[0] != "/metrics":  # as Triton, which passes over a scraper's parameters
                 return self.send_error(404)
             if not is_allowed(self.headers.get("Authorization"), token):
                 return self.send_error(401)

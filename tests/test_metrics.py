@@ -2,11 +2,13 @@
 
 import socket
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from http.client import RemoteDisconnected
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from urllib.error import HTTPError, URLError
 
 import psutil
@@ -129,7 +131,7 @@ def test_with_a_token_a_scrape_needs_it(triton: LocalClient) -> None:
 
 def test_a_canarys_age_counts_from_its_last_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 50.0
-    monkeypatch.setattr("service.metrics.time.monotonic", lambda: now)
+    monkeypatch.setattr("service.metrics.time", SimpleNamespace(monotonic=lambda: now))
     metrics = Metrics()
 
     def age() -> float | None:
@@ -182,6 +184,11 @@ def test_there_is_nothing_at_other_paths(triton: LocalClient, path: str) -> None
         assert _get(f"{url}/metrics")[0] == 200
 
 
+def test_a_scrapers_parameters_are_passed_over(triton: LocalClient) -> None:
+    with _served(Metrics(), triton) as url:
+        assert _get(f"{url}/metrics?format=text")[0] == 200
+
+
 def test_a_scrape_waits_for_the_port_that_triton_opens_after_it_is_ready(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -193,7 +200,8 @@ def test_a_scrape_waits_for_the_port_that_triton_opens_after_it_is_ready(
         late.server_activate()
         threading.Thread(target=late.serve_forever, args=(0.01,), daemon=True).start()
 
-    monkeypatch.setattr("service.metrics.time.sleep", open_late)  # which only follows a refused connection
+    patched = SimpleNamespace(monotonic=time.monotonic, sleep=open_late)  # which only follows a refused connection
+    monkeypatch.setattr("service.metrics.time", patched)
     with _served(Metrics(), LocalClient("127.0.0.1", late_port)) as url:
         assert _get(f"{url}/metrics")[0] == 200
     late.shutdown()

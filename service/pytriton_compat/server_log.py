@@ -30,11 +30,10 @@ class ServerLog:
         return f"its last line: {self._last_line[:_MOST_CHARACTERS]}"
 
     def add(self, output: bytes | str) -> None:
-        """Log what has become a whole line; tritonserver's output comes as one byte at a time, or as text."""
-        self._line += output.decode("utf-8", errors="replace") if isinstance(output, bytes) else output
-        if self._line.endswith("\n"):
-            line, self._line = self._line.strip(), ""
-            if line:
-                self._last_line = line
-                level = _LEVELS.get(line[0], logging.INFO) if self.is_serving else logging.DEBUG
-                logger.log(level, "%s", line)
+        """Log what has become whole lines."""
+        text = output.decode("utf-8", errors="replace") if isinstance(output, bytes) else output
+        *lines, self._line = (self._line + text).split("\n")
+        for line in filter(None, map(str.strip, lines)):
+            self._last_line = line
+            level = _LEVELS.get(line[0], logging.INFO) if self.is_serving else logging.DEBUG
+            logger.log(level, "%s", line)

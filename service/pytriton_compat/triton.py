@@ -51,6 +51,7 @@ _ANSWER_SECONDS = 2.0
 _ADMIN_SECONDS = 20.0
 _LIFE_SECONDS = 10.0
 _WAITING = re.compile(rb"^nv_inference_pending_request_count\{.*\} (\d+)$", re.MULTILINE)
+_OUTPUT_BYTES = 2**16
 _DISK_MEBIBYTES = 22  # that its programs take
 _STUB_MEBIBYTES = 4  # that a stub takes of it before its first request
 _ADMIN_ENDPOINTS = ("shared-memory", "model-repository", "trace", "logging")
@@ -359,6 +360,13 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             raise StartupFault("the command setsid is missing; install util-linux")
         self._triton_server._server_path = Path(f"{setsid} {self._triton_server._server_path}")
         self._triton_server._record_logs = self._log.add
+
+    def _run_server(self) -> None:
+        super()._run_server()
+        # PyTriton has its output read byte by byte, and each kept. Clients can make Triton print some hundred lines a
+        # second; its threads would then wait for who reads them, and nobody be answered.
+        output = self._triton_server._tritonserver_running_cmd.process._stdout_stream
+        output.bufsize, output.save_data = _OUTPUT_BYTES, False
 
     def _on_tritonserver_exit(self, *arguments: Any) -> None:
         """Leave the end of tritonserver to `check_alive()`: PyTriton would end this process with success."""

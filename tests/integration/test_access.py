@@ -1,5 +1,6 @@
 """Tokens and TLS of the running service; what is closed is closed over HTTP and gRPC."""
 
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,6 +90,37 @@ def test_http_needs_the_token_but_not_to_see_whether_it_is_ready(guarded: Guarde
 def test_what_would_end_triton_is_not_even_parsed_without_the_token(guarded: Guarded, body: str) -> None:
     assert requests.post(guarded.service.infer_url, data=body, timeout=60).status_code == 403
     assert guarded.service.is_ready() and _infer(guarded.service, BEARER) == 200
+
+
+def _answer(connection: socket.socket) -> bytes:
+    """All of it, until the connection ends."""
+    with connection:
+        return b"".join(iter(lambda: connection.recv(4096), b""))
+
+
+def _has_read_all(port: int) -> bool:
+    """Whether nothing of what was sent to a port waits there for who listens."""
+    connections = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines())
+    return all(queues.endswith(":00000000") for _, to, _, _, queues, *_ in connections if to.endswith(f":{port:04X}"))
+
+
+def test_nobody_reads_what_another_request_has_left_in_memory(running: ServiceProcess) -> None:
+    """Of a first line that comes in two pieces Triton takes one byte too many for the path, and repeats it."""
+
+    def connect() -> socket.socket:
+        return socket.create_connection(("127.0.0.1", running.http_port), timeout=60)
+
+    for _ in range(20):
+        connection = connect()
+        connection.sendall(b"GET /v2/health/live HTTP/1.0\r\nAuthorization: Bearer %s\r\n\r\n" % (b"Z" * 300))
+        assert b"200 OK" in _answer(connection)
+    curious = [connect() for _ in range(20)]
+    for piece in (b"GET /v2/models/" + b"a" * 200, b" HTTP/1.0\r\n\r\n"):
+        for connection in curious:
+            connection.sendall(piece)
+        wait_for(lambda: _has_read_all(running.http_port))
+    answers = b"".join(map(_answer, curious))
+    assert answers and b"Z" not in answers
 
 
 def _client(guarded: Guarded, *proof: Path) -> tritonclient.grpc.InferenceServerClient:

@@ -489,6 +489,21 @@ def test_200_mb_are_refused(
     np.testing.assert_array_equal(read_raw_answer(post_raw(unharmed, IMAGE)), alone)
 
 
+def test_what_triton_prints_holds_nobody_up(unharmed: ServiceProcess, alone: np.ndarray[Any, Any]) -> None:
+    """It prints a line for each of several requests that are sent at once: here 4 MB, far more than a pipe holds."""
+    family, several = unharmed.family(), b"GET /v2/health/live HTTP/1.1\r\n\r\n" * 10
+
+    def send_and_leave(_: int) -> None:
+        with socket.create_connection(("127.0.0.1", unharmed.http_port), timeout=60) as connection:
+            connection.sendall(several)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(send_and_leave, range(3000)))
+    np.testing.assert_array_equal(read_raw_answer(post_raw(unharmed, IMAGE)), alone)
+    assert unharmed.family() == family
+
+
 def test_the_shared_memory_of_each_stub_is_limited(running: ServiceProcess) -> None:
     stubs = [process for process in running.family() if "stub" in process.name()]
     settings = load_settings([])

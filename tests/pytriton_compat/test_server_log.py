@@ -12,8 +12,8 @@ def test_bytes_become_lines_whose_levels_count_while_it_serves(caplog: pytest.Lo
     with caplog.at_level(logging.DEBUG, "tritonserver"):
         for is_serving in (False, True):
             log.is_serving = is_serving
-            for letter in b"E1128 it is broken\n\n" + b"x" * 600 + b"\n":
-                log.add(bytes([letter]))
+            for piece in (b"E1128 it is", b" broken\n\n" + b"x" * 600 + b"\n"):
+                log.add(piece)
     expected = [logging.DEBUG, logging.DEBUG, logging.ERROR, logging.INFO]
     assert [record.levelno for record in caplog.records] == expected
     assert caplog.messages == ["E1128 it is broken", "x" * 600] * 2

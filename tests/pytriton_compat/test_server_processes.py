@@ -1,12 +1,26 @@
-"""The end of processes that listen."""
+"""What processes are started with, and the end of those that listen."""
 
+import os
 import subprocess
 import sys
 
 import psutil
+import pytest
 
 from service.ports import check_ports_are_free
-from service.pytriton_compat.server_processes import is_gone
+from service.pytriton_compat.server_processes import is_gone, room_for_server
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, ""), ("glibc.malloc.perturb=0", "glibc.malloc.perturb=0:")])
+def test_memory_is_clean_whatever_else_is_tuned_and_however_often_a_server_is_started(
+    monkeypatch: pytest.MonkeyPatch, own: str | None, expected: str
+) -> None:
+    monkeypatch.setattr(os, "environ", {} if own is None else {"GLIBC_TUNABLES": own})
+    for _ in range(2):
+        with room_for_server():
+            tunables = os.environ["GLIBC_TUNABLES"]
+            assert tunables == f"{expected}glibc.malloc.perturb=223:glibc.malloc.tcache_max=512"
+
 
 # It listens, and its memory takes a while to be given back when it is killed.
 LISTENER = """

@@ -1,5 +1,5 @@
-import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,7 +41,7 @@ def test_a_lane_that_gets_no_batches_while_others_do_is_found(
     """That of another model, which has none, is no matter."""
     lanes: list[Any] = [FakeLane("first", "a"), FakeLane("second", "a"), FakeLane("other", "b")]
     clock = 0.0
-    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    monkeypatch.setattr("service.pytriton_compat.turns.time", SimpleNamespace(monotonic=lambda: clock))
     watched = Turns(lanes)
     for _ in range(12):
         found = watched.passed_over(canary_seconds)
