@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import io
 import os
 import signal
@@ -10,7 +11,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ import ray
 from ray.exceptions import RayError
 
 from service.bulk import cluster, command
+from service.bulk import plan as planning
 from service.bulk.cluster import Shares, divide
 from service.bulk.command import _report, main
 from service.bulk.embedder import Embedder, _watch
@@ -252,6 +254,60 @@ def test_a_plan_stays_and_new_images_become_a_plan_of_their_own(lake: Path, out:
     ]
     assert _plan(lake, out).chunks == later
     assert Plan(out, str(lake), ORIGIN).extend([Place(name, name) for name in ("0.jpg", "0.jpg", "00.jpg")], 4) == 2
+
+
+def test_whoever_reads_a_chunk_reads_no_more_of_the_others_the_more_there_are(
+    lake: Path, out: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "_CHUNKS", 2)
+    chunks = _plan(lake, out).chunks
+    assert [chunk.part for chunk in chunks] == [
+        f"{part}.parquet" for part in ("0000-000000", "0000-000001", "0001-000000")
+    ]
+    names = [place.name for chunk in chunks for place in planning.places_of(out, chunk)]
+    assert names == sorted(str(path.relative_to(lake)) for path in lake.rglob("*.jpg"))
+    assert _plan(lake, out).chunks == chunks
+
+
+def test_no_collection_of_garbage_looks_at_all_names(lake: Path, out: Folder) -> None:
+    """Many images bring many collections, so planning would take a time that grows with their square."""
+    before = gc.get_freeze_count()
+
+    def images() -> Iterator[Place]:
+        yield Place("new.jpg", "new.jpg")
+        assert not any(type(each) is set and b"0.jpg" in each for each in gc.get_objects())
+
+    assert len(_plan(lake, out).chunks) == 3
+    assert Plan(out, str(lake), ORIGIN).extend(images(), 4) == 1
+    assert gc.get_freeze_count() == before
+
+
+def test_places_in_tar_files_are_corrected_a_chunk_at_a_time(
+    lake: Path, out: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them at once would take twice the memory that planning takes."""
+    calls = list[str]()
+
+    def noting(name: str) -> Callable[[Any], Any]:
+        function = getattr(planning, name)
+
+        def note(given: Any) -> Any:
+            calls.append(name)
+            return function(given)
+
+        return note
+
+    _tar(lake / "a.tar", {f"{number}.jpg": b"" for number in range(10)})
+    chunks = _plan(lake, out).chunks
+    os.utime(lake / "a.tar", ns=(1, 1))
+    for name in ("_table", "_places"):
+        monkeypatch.setattr(planning, name, noting(name))
+    assert _plan(lake, out).chunks == chunks and len(chunks) == 5
+    assert calls == ["_table", *["_places", "_table"] * 5]
+    assert {place.stamp for chunk in chunks for place in planning.places_of(out, chunk)} == {
+        None,
+        ((lake / "a.tar").stat().st_size, 1),
+    }
 
 
 def test_a_plan_for_other_embeddings_or_another_source_is_refused(lake: Path, out: Folder) -> None:

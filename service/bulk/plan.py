@@ -11,6 +11,7 @@ Of images in tar files it holds also where their bytes are, and the stamp of the
 next run finds the tar file written anew, it corrects that; names and chunks stay as they are.
 """
 
+import gc
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,7 @@ _COLUMNS = pa.schema(
         "file_time": pa.int64(),
     }
 )
+_CHUNKS = 1000  # of a plan at most: to read one of them, Parquet reads first where each is
 _BATCH = 2**14  # images that are in memory as more than a row of a table
 _READERS = 32  # an answer of an object store takes its time, but many can be asked for
 
@@ -86,9 +88,10 @@ class Plan:
         """Plan the images that are in no plan so far, so many a part; the number of all `places`."""
         listed, new, moved = self._compare(places)
         self._correct(moved)
-        if new:
+        new, rows = new.sort_by("name"), part_rows * _CHUNKS  # so a tar file's images are in neighbouring chunks
+        for start in range(0, len(new), rows):
             plan = f"{len(self._folder.tables()):04d}.parquet"
-            self._put(plan, new.sort_by("name"), part_rows)  # so a tar file's images are in neighbouring chunks
+            self._put(plan, new.slice(start, rows), part_rows)
             self.chunks += self._read(plan)
         return listed
 
@@ -117,6 +120,7 @@ class Plan:
         """How many there are, those that are in no plan, and those whose tar file is another one than planned."""
         known, stamps = self._known()
         listed, new, moved, gone = 0, [_COLUMNS.empty_table()], dict[bytes, Place](), set(known)
+        gc.freeze()  # or each collection looks at all names, and the more images, the more collections there are
         rest = iter(places)
         while batch := {_encoded(place.name): place for place in islice(rest, _BATCH)}:
             listed += len(batch)
@@ -126,6 +130,7 @@ class Plan:
                     moved[name] = place
             known.update(batch)
             gone.difference_update(batch)
+        gc.unfreeze()
         self.gone = {id_of(_decoded(name)) for name in gone}
         return listed, pa.concat_tables(new), moved
 
@@ -144,10 +149,13 @@ class Plan:
     def _correct(self, moved: Mapping[bytes, Place]) -> None:
         """Images are elsewhere than is planned; which chunk they are in stays."""
         for plan in self._folder.tables() if moved else ():
-            groups = [_places(group) for group in self._groups(plan)]
-            if any(_encoded(place.name) in moved for group in groups for place in group):
-                new = [_table([moved.get(_encoded(place.name), place) for place in group]) for group in groups]
-                self._put(plan, pa.concat_tables(new), len(groups[0]))
+            groups, is_other = list[pa.Table](), False
+            for group in self._groups(plan):
+                places = _places(group)  # of one group at a time, as they take more memory than a table
+                is_other = is_other or any(_encoded(place.name) in moved for place in places)
+                groups.append(_table([moved.get(_encoded(place.name), place) for place in places]))
+            if is_other:
+                self._put(plan, pa.concat_tables(groups), len(groups[0]))
 
     def _put(self, plan: str, table: pa.Table, part_rows: int) -> None:
         self._folder.write_table(plan, table.replace_schema_metadata(self._metadata), row_group_size=part_rows)

@@ -387,4 +387,5 @@ def _read(path: str, place: Place, most: int) -> bytes:
 def id_of(name: str) -> str:
     """A file's name as one line of UTF-8 text, which names on Linux need not be."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return _LINE_ENDS.sub(lambda end: end[0].encode("unicode_escape").decode(), text)
+    line = _LINE_ENDS.sub(lambda end: end[0].encode("unicode_escape").decode(), text)
+    return name if line == name else line  # of millions, one text each in memory and not two

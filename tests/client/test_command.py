@@ -227,6 +227,11 @@ def test_folders_are_listed_however_deep_they_are(tmp_path: Path) -> None:
         subprocess.run(["rm", "-r", folders[0]], check=True, timeout=60)  # which pytest cannot
 
 
+@pytest.mark.parametrize("name", ["0.jpg", "café.jpg"])
+def test_an_image_whose_name_is_its_id_takes_one_text_in_memory(name: str) -> None:
+    assert sources.id_of(name) is name
+
+
 def test_a_folder_on_a_list_is_no_image_and_is_not_left_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "list").write_text(f"{tmp_path}\n")
     with (tmp_path / "list").open() as names:
