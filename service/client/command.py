@@ -167,24 +167,33 @@ def _read_token(path: Path) -> str:
 
 
 async def _run_until_signal(job: Job) -> int | None:
-    """The number of the signal that ended the run early. Another one, or one after the run, ends the process."""
+    """The number of the signal that ended the run early. Another one, or one after the run, ends the process.
+
+    The handlers are not the loop's: it would lose a signal that comes when it turns for the last time.
+    """
     loop, caught = asyncio.get_running_loop(), list[int]()
 
-    def on_signal(number: int) -> None:
-        caught.append(number)
-        for each in _SIGNALS:
-            loop.remove_signal_handler(each)
+    def stop() -> None:
         say("stopping as soon as what is in flight is answered; once more to stop at once")
         job.stop.set()
 
+    def on_signal(number: int, _: object) -> None:
+        caught.append(number)
+        _end_at_signals()
+        loop.call_soon_threadsafe(stop)
+
     for number in _SIGNALS:
-        loop.add_signal_handler(number, on_signal, number)
+        signal.signal(number, on_signal)
     try:
         await job.run()
     finally:
-        for number in _SIGNALS:
-            loop.remove_signal_handler(number)
+        _end_at_signals()
     return caught[0] if caught else None
+
+
+def _end_at_signals() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _report(out: Path, outcomes: Outcomes, gone: set[str], progress: Progress, images: Images) -> None:

@@ -1,5 +1,6 @@
 """The client against a service that answers as each image says: what is sent again, kept, gone on from, and told."""
 
+import asyncio
 import errno
 import io
 import os
@@ -15,6 +16,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -550,6 +552,22 @@ def test_an_interrupted_run_keeps_what_was_in_flight_and_says_how_to_go_on(
     assert f"python -m service.client embed {images}" in said
     kept = _embeddings(Path(f"{out}.parts"))
     assert {0, 1, 2} <= kept.keys() and 53 not in kept
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_the_very_end_of_the_run_is_not_lost(number: signal.Signals) -> None:
+    class Job:
+        stop = asyncio.Event()
+
+        async def run(self) -> None:
+            os.kill(os.getpid(), number)
+
+    job: Any = Job()
+    try:
+        assert asyncio.run(command._run_until_signal(job)) == number
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, -15)])
