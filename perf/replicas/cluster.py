@@ -64,11 +64,11 @@ class Cluster:
         folder = Path(tempfile.mkdtemp(prefix=f"{scheme}-", dir=self.folder))
         url = f"{scheme}://{self.proxy.host.address}:{self.proxy.port}"
         options = ("--ca-file", str(self.proxy.certificate))
-        embedding = ClientProcess(folder, self.pictures, self.clients[scheme], url, *options)
+        process = ClientProcess(folder, self.pictures, self.clients[scheme], url, *options)
         try:
-            yield embedding
+            yield process
         finally:
-            embedding.stop()
+            process.stop()
 
 
 @contextlib.contextmanager
