@@ -86,9 +86,15 @@ def test_http_needs_the_token_but_not_to_see_whether_it_is_ready(guarded: Guarde
     assert requests.get(f"{running.url}/v2/health/ready", timeout=60).status_code == 200
 
 
-@pytest.mark.parametrize("body", [HUGE_SHAPE, DEEPLY_NESTED], ids=["huge shape", "deeply nested"])
-def test_what_would_end_triton_is_not_even_parsed_without_the_token(guarded: Guarded, body: str) -> None:
-    assert requests.post(guarded.service.infer_url, data=body, timeout=60).status_code == 403
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [(HUGE_SHAPE, {}), (DEEPLY_NESTED, {}), ("{}", {"Accept-Encoding": "gzip;q=1e999"})],
+    ids=["huge shape", "deeply nested", "no number as weight"],
+)
+def test_what_would_end_triton_is_not_even_parsed_without_the_token(
+    guarded: Guarded, body: str, headers: dict[str, str]
+) -> None:
+    assert requests.post(guarded.service.infer_url, data=body, headers=headers, timeout=60).status_code == 403
     assert guarded.service.is_ready() and _infer(guarded.service, BEARER) == 200
 
 

@@ -2,9 +2,13 @@
 
 import gzip
 import json
+import shutil
 import socket
 import ssl
+import subprocess
+import threading
 from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import grpc  # type: ignore[import-untyped]
@@ -126,6 +130,42 @@ def test_strangers_send_raw_images_only(proxy: Proxy) -> None:
             assert connection.recv(12) == b"HTTP/1.1 " + status
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"{INFER}?{'a' * 4500}",
+        f"{INFER}%0a",
+        "/v2//x/../models/embed%5fimage/infer",
+        "/v2/repository/..%2fmodels%2fembed_image%2finfer#/index",
+    ],
+    ids=["long", "a line break", "as nobody writes it", "another one to Triton"],
+)
+def test_of_a_request_goes_on_only_what_was_looked_at(tmp_path: Path, path: str) -> None:
+    """What else Triton would read can end it, fill its memory, or have it hang up and be left out for that."""
+    seen: list[tuple[str, set[str]]] = []
+
+    class BackEnd(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            seen.append((self.path, {name.lower() for name in self.headers}))
+            self.send_response(200)
+            self.end_headers()
+
+    with HTTPServer(("127.0.0.1", unused_port()), BackEnd) as back_end:
+        threading.Thread(target=back_end.serve_forever, daemon=True).start()
+        proxy = Proxy(tmp_path, [back_end.server_port], unused_port())
+        try:
+            with proxy.connect(source="127.0.0.2") as connection:
+                known = {"Content-Length": "0", "Authorization": "Bearer x", "Inference-Header-Content-Length": "0"}
+                more = {"Content-Type": "application/x-www-form-urlencoded", "Accept-Encoding": "gzip;q=1e999"}
+                lines = [f"{name}: {value}\r\n" for name, value in {"Host": "x", **known, **more}.items()]
+                connection.sendall(f"POST {path} HTTP/1.1\r\n{''.join(lines)}\r\n".encode())
+                assert connection.recv(12) == b"HTTP/1.1 200"
+        finally:
+            proxy.stop()
+            back_end.shutdown()
+    assert seen == [(INFER, {"host", *(name.lower() for name in known)})]
+
+
 SLOW = {
     "header": f"POST {INFER} HTTP/1.1\r\nHost: x\r\nX: ",
     "body": f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc",
@@ -155,6 +195,16 @@ def test_long_headers_are_refused(proxy: Proxy) -> None:
     assert proxy.send("/v2", X="x" * 10_000).status_code == 400
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_headers_that_become_long_are_refused(proxy: Proxy) -> None:
+    """HTTP/2 packs eight zeros into five bytes, and Triton hangs up on more than 8,191 of them."""
+    command = f"curl --silent --http2 --cacert {proxy.certificate} --output /dev/null --write-out %{{http_code}}"
+    header, url = f"Authorization: {'0' * 9000}", f"https://localhost:{proxy.port}/v2"
+    words = [*command.split(), "--header", header, url]
+    # Without an answer, or, from a curl that speaks HTTP/1.1 alone, with one.
+    assert subprocess.run(words, capture_output=True, text=True, timeout=60).stdout in ("000", "400")
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -163,6 +213,8 @@ def test_long_headers_are_refused(proxy: Proxy) -> None:
         "/v2/systemsharedmemory/status",
         "/v2/models/embed_image/trace/setting",
         "/v2/models/embed_image/generate",
+        "/v2/models/stats",
+        f"/v2/models/{'a' * 100}/infer",
         "/v2/models/embed_image/../../repository/index",
         "/v2/logging",
         "/metrics",
