@@ -13,6 +13,9 @@ ENVIRONMENT = {
     "LRU_CACHE_CAPACITY": "1",
     # Or a thread asks a public service to convert a hub's pickled weights, and downloads what it makes of them.
     "DISABLE_SAFETENSORS_CONVERSION": "1",
+    # Or the process aborts where it gives back memory that a CUDA device has used, once that device has failed for
+    # good: before the batch is answered, and the failure told.
+    "PYTORCH_ALLOC_CONF": "pinned_free_catch_all:True",
 }
 
 

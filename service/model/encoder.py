@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoConfig, SiglipVisionConfig, SiglipVisionModel
 from transformers.utils import logging as transformers_logging
 
@@ -39,10 +38,8 @@ _MOST_AT_ONCE_ON_CUDA = 64
 # Activations of more tokens take tens of MB each, which glibc gives back to the system as soon as they are free. Then
 # memory is cleared for each operator anew: a tenth of all the time, with so400m a fifth.
 _MOST_TOKENS_AT_ONCE_ON_CPU = 2200
-# The first that can do it does it. With so400m, cuDNN's makes the whole tower 7 % faster than flash attention.
-_CUDA_ATTENTION = [
-    SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH,
-]  # fmt: skip
+# Rounding to half precision leaves more of a likeness, a fault of a library or a device less.
+_LEAST_LIKENESS = 0.99
 # A batch on a CPU teaches it nothing after the first few, and a large model may need minutes for a full one.
 _CPU_WARM_UP_SECONDS = 5.0
 
@@ -92,11 +89,16 @@ class Encoder:
             # One thread launches the kernels of all callers: libraries' handles and workspaces belong to a thread, and
             # so the warm-up makes them for every client.
             self._launcher = ThreadPoolExecutor(1, thread_name_prefix="launch")
-            self._recorded: Callable[[torch.Tensor], torch.Tensor] = self._forward_on_cuda
+            self._recorded: Callable[[torch.Tensor], torch.Tensor] = self._forward
+            self._shades, self._known = self._expect(model)
 
     def room_for(self, count: int) -> npt.NDArray[np.uint8]:
         """An array for the pixels of `count` images, `[count, S, S, 3]`, where the device reads them fastest."""
-        pixels = torch.empty((count, self.image_size, self.image_size, 3), dtype=torch.uint8, pin_memory=self._on_cuda)
+        shape = (count, self.image_size, self.image_size, 3)
+        try:
+            pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self._on_cuda)
+        except RuntimeError:  # of a device that has failed; `encode` is where that is told and counted
+            pixels = torch.empty(shape, dtype=torch.uint8)
         return pixels.numpy()
 
     def encode(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -110,11 +112,11 @@ class Encoder:
     def warm_up(self, max_batch_size: int) -> None:
         """Run batches of all kinds up to `max_batch_size`, so that no client pays for a first time.
 
-        On CUDA this records them, and proves that the largest fits into memory; on a CPU it ends early when it gets
-        long.
+        On CUDA this records them, and proves that the largest fits into memory and that the numbers are right; on a CPU
+        it ends early when it gets long.
 
         Raises:
-            StartupFault: the device runs out of memory.
+            StartupFault: the device runs out of memory, or computes something else.
         """
         started = time.monotonic()
         try:
@@ -148,6 +150,7 @@ class Encoder:
     def _warm_up_cuda(self, max_batch_size: int) -> int:
         most = min(max_batch_size, self._most_at_once)
         self._launcher.submit(self._record, most).result()
+        self._prove(most)
         # Prepared pixels are not recorded: their batches take memory beside the recordings'.
         self._run_batch(torch.zeros((most, 3, self.image_size, self.image_size)))
         self._time_batch(max_batch_size)
@@ -159,7 +162,27 @@ class Encoder:
     def _record(self, most: int) -> None:
         with torch.cuda.device(self.device):
             image = torch.zeros((self.image_size, self.image_size, 3), dtype=torch.uint8, device=self.device)
-            self._recorded = CudaGraphs(self._forward_on_cuda, most, image)
+            self._recorded = CudaGraphs(self._forward, most, image)
+
+    @torch.inference_mode()
+    def _expect(self, model: SiglipVisionModel) -> tuple[torch.Tensor, torch.Tensor]:
+        """An image of all shades of gray (uint8 `[S, S, 3]`), and what the model makes of it on the CPU (`[1, D]`)."""
+        side = self.image_size
+        shades = torch.linspace(0, 255, side).to(torch.uint8).view(1, -1, 1).expand(side, -1, 3)
+        pixel_values = (shades * self._scale.cpu() - self._offset.cpu()).permute(2, 0, 1)
+        return shades, model(pixel_values=pixel_values[None]).pooler_output
+
+    def _prove(self, most: int) -> None:
+        """Compute the known image, as the last of a batch.
+
+        Kernels are chosen by the kind of GPU, and those of one that nobody has tried may be at fault: then all that
+        watches the running service would compare wrong embeddings with wrong ones.
+        """
+        images = self._blank(most)
+        images[-1] = self._shades
+        found = self._run_batch(images)[-1:]
+        if not torch.cosine_similarity(found, self._known).item() >= _LEAST_LIKENESS:
+            raise StartupFault(f"{self.device} computes other embeddings than it should; try another --dtype")
 
     def _time_batch(self, size: int) -> None:
         started = time.monotonic()
@@ -215,8 +238,7 @@ class Encoder:
     def _run_on_cuda(self, images: torch.Tensor) -> torch.Tensor:
         """Upload and download overlap the work of other callers; only the kernels are launched in turns."""
         with torch.cuda.device(self.device), torch.cuda.stream(self._upload):
-            images = images.to(self.device, non_blocking=True)
-            self._upload.synchronize()
+            images = images.to(self.device)
         downloaded, done = self._launcher.submit(self._launch, images).result()
         # Until here `images` must live: to the allocator its memory is the upload stream's, and free for the next
         # upload as soon as nobody holds it.
@@ -226,17 +248,13 @@ class Encoder:
     @torch.inference_mode()
     def _launch(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
         """Embeddings on their way to pinned memory, and the event that tells of their arrival."""
-        forward = self._recorded if images.dtype == torch.uint8 else self._forward_on_cuda
+        forward = self._recorded if images.dtype == torch.uint8 else self._forward
         with torch.cuda.device(self.device):
             embeddings = forward(images)
             downloaded = torch.empty(embeddings.shape, pin_memory=True).copy_(embeddings, non_blocking=True)
             done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             done.record()
         return downloaded, done
-
-    def _forward_on_cuda(self, images: torch.Tensor) -> torch.Tensor:
-        with sdpa_kernel(_CUDA_ATTENTION, set_priority=True):
-            return self._forward(images)
 
     def _forward(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 pixels `[N, S, S, 3]` or float32 pixel values `[N, 3, S, S]` -> float32 embeddings `[N, D]`."""
@@ -359,7 +377,7 @@ def _random_model(checkpoint: str, config: SiglipVisionConfig) -> SiglipVisionMo
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            return SiglipVisionModel(config)
+            return SiglipVisionModel(config).eval()
         except Exception as error:
             raise StartupFault(f"checkpoint {checkpoint!r} describes no model: {_first_line(error)}") from error
 

@@ -115,7 +115,7 @@ class _Layer(NamedTuple):
 
 
 class VisionTower:
-    """The vision tower in one dtype on one device. Weights that have both already are shared with the model.
+    """The vision tower in one dtype on one device. Its weights are its own: the model's may lie in a file, mapped.
 
     Attributes:
         SETTINGS: the fields of the model's configuration that its arithmetic depends on.
@@ -131,7 +131,7 @@ class VisionTower:
         self._by_cublas = _has_cublas(device)
         self._linear = _CudaLinear if self._by_cublas else _OneDnnLinear if _has_onednn(device, dtype) else _Linear
         self._weights = {
-            name: weight.detach().to(device=device, dtype=dtype) for name, weight in model.named_parameters()
+            name: weight.detach().to(device=device, dtype=dtype, copy=True) for name, weight in model.named_parameters()
         }
         self._patch = self._take_patch_embedding()
         self._positions = self._weights.pop("embeddings.position_embedding.weight")

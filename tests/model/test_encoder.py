@@ -404,6 +404,16 @@ def test_a_checkpoint_of_both_towers_gives_its_vision_tower(tmp_path: Path, batc
     _assert_same(encoder.encode_pixel_values(batch.pixel_values), expected, 0.99999)
 
 
+def test_weights_stay_as_they_are_whatever_becomes_of_their_file(tmp_path: Path, batch: Batch) -> None:
+    """Loaded, those in float32 are the file itself, mapped: one that is written over would be another model, and one
+    that is cut, or out of reach, would kill the process."""
+    encoder = _plain_encoder(load_model(str(_save(tmp_path)), None, random_weights=False))
+    before = encoder.encode(batch.pixels)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(bytes(file.stat().st_size))
+    np.testing.assert_array_equal(encoder.encode(batch.pixels), before)
+
+
 @pytest.mark.parametrize("name", ["quantization_config", "vision_config.quantization_config"])
 def test_a_quantised_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
     """Or its codes would be served as if they were weights."""
