@@ -8,6 +8,7 @@ import os
 import resource
 import time
 from collections.abc import Collection, Iterator
+from pathlib import Path
 
 import psutil
 
@@ -17,13 +18,9 @@ _HEAPS = {
     # Or each of tritonserver's threads gets a heap of its own, which stays as large as the worst moment has made it.
     "MALLOC_ARENA_MAX": "2",
     # Or the first large body that is freed has glibc put all that are smaller into the heaps, too, between what stays.
+    # `clean_memory.c` counts on it, too.
     "MALLOC_MMAP_THRESHOLD_": "131072",
 }
-# Or whoever sends the first line of an HTTP request in two pieces learns, a byte at a time, what others have sent, also
-# their tokens: Triton's parser reads one byte too far, and repeats it. With this, memory is full of spaces when it is
-# taken (223 is their complement), and the parser refuses those; only small pieces, which it does not read, are kept for
-# reuse as they are.
-_TUNABLES, _CLEAN_MEMORY = "GLIBC_TUNABLES", "glibc.malloc.perturb=223:glibc.malloc.tcache_max=512"
 # Triton parses JSON by recursion, and copies a whole body of the content type that curl sends by default onto the
 # stack, twice, before it looks at a token: the usual 8 MB end it with a photograph of 4. Only what is used takes
 # memory, and stays; this is enough for twice what the documented proxy lets through.
@@ -34,16 +31,30 @@ _OPEN_FILES = 2**16
 
 
 @contextlib.contextmanager
-def room_for_server() -> Iterator[None]:
-    """Give the processes that are started meanwhile the heaps, the stack and the open files that a server needs."""
+def room_for_server(library: Path | None) -> Iterator[None]:
+    """Give the processes that are started meanwhile the heaps, the stack and the open files that a server needs.
+
+    Args:
+        library: what they load before all others, but for those that the operator names.
+    """
     for name, value in _HEAPS.items():
         os.environ.setdefault(name, value)  # read by glibc at the start of a process, so not by this one
-    others = os.environ.get(_TUNABLES, "").removesuffix(_CLEAN_MEMORY).strip(":")
-    os.environ[_TUNABLES] = f"{others}:{_CLEAN_MEMORY}".strip(":")  # of what stands there twice, the last counts
     os.environ.setdefault("PATH", os.defpath)  # PyTriton takes for granted that there is one
     open_files = max(_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    with _limit(resource.RLIMIT_STACK, _STACK_BYTES), _limit(resource.RLIMIT_NOFILE, open_files):
+    limits = _limit(resource.RLIMIT_STACK, _STACK_BYTES), _limit(resource.RLIMIT_NOFILE, open_files)
+    with limits[0], limits[1], _preloaded(library):
         yield
+
+
+@contextlib.contextmanager
+def _preloaded(library: Path | None) -> Iterator[None]:
+    before = os.environ.get("LD_PRELOAD", "")
+    # The operator's come first: of two that hand out memory, only the first one's is then used.
+    os.environ["LD_PRELOAD"] = f"{before}:{library or ''}".strip(":")
+    try:
+        yield
+    finally:
+        os.environ["LD_PRELOAD"] = before
 
 
 @contextlib.contextmanager

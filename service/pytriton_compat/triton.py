@@ -101,11 +101,11 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         self._http = LocalClient(config.http_address, config.http_port)
         self._metrics = LocalClient(config.metrics_address, config.metrics_port) if config.allow_metrics else None
         self._stub_bytes = stub_bytes
-        self._batch_strategy = find_batch_strategy()
-        if self._batch_strategy is None:
+        self._batch_strategy, self._clean_memory = find_batch_strategy(), _find_library("cleanmemory")
+        if self._batch_strategy is None or self._clean_memory is None:
             logger.warning(
                 "no C compiler was there at setup: a request that lies about a length fails all that share its batch,"
-                " and tritonserver keeps the memory that it has freed"
+                " clients may read bytes that others have sent, and tritonserver keeps the memory that it has freed"
             )
         self._triton_server_config: TritonServerConfig
         # A local model store makes tritonserver load every model before it listens: a port that answers is a service
@@ -173,7 +173,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         self._check_shared_memory()
         self._offer_libpython()
         _make_unloadable_model(self._unloadable)
-        with room_for_server():
+        with room_for_server(self._offer_clean_memory()):
             self._run_server()
         deadline = time.monotonic() + seconds
         while not self._answers("ready", _ANSWER_SECONDS):
@@ -386,6 +386,12 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         link_libpython(Path(get_stub_path(version)), folder)
         os.environ["LD_LIBRARY_PATH"] = ":".join(filter(None, (str(folder), _LIBRARY_PATH)))
 
+    def _offer_clean_memory(self) -> Path | None:
+        """Where the list of what is loaded first can name it, whose entries end at spaces and colons."""
+        if self._clean_memory is None:
+            return None
+        return Path(shutil.copy(self._clean_memory, self._workspace.path / "cleanmemory.so"))
+
     def _answers(self, health: str, seconds: float) -> bool:
         """Whether tritonserver says within so many seconds that it is `live` or `ready`."""
         with contextlib.suppress(*_UNANSWERED):
@@ -411,7 +417,11 @@ def _is_shared_memory_scarce() -> bool:
 
 def find_batch_strategy() -> Path | None:
     """The library that setup has made of `batch_strategy.c`; None where it could not."""
-    return max(_HERE.glob("batchstrategy*.so"), key=os.path.getmtime, default=None)
+    return _find_library("batchstrategy")
+
+
+def _find_library(name: str) -> Path | None:
+    return max(_HERE.glob(f"{name}*.so"), key=os.path.getmtime, default=None)
 
 
 def _check_workspace(folder: Path) -> None:

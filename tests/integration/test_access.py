@@ -130,6 +130,19 @@ def test_nobody_reads_what_another_request_has_left_in_memory(running: ServicePr
         assert answers and b"Z" not in answers
 
 
+def test_what_a_request_only_announces_takes_no_memory(running: ServiceProcess) -> None:
+    """Triton reserves it with the first byte, before it looks at a token: it must stay untouched."""
+    length = 2**30
+    with socket.create_connection(("127.0.0.1", running.http_port), timeout=60) as connection:
+        head = f"POST /v2/models/embed_image/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
+        connection.sendall(head.encode() + b"x")
+        connection.shutdown(socket.SHUT_WR)
+        assert _answer(connection) == b""
+    status = Path(f"/proc/{running.part('tritonserver').pid}/status").read_text()
+    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    assert int(peak.split()[1]) * 1024 < length // 2
+
+
 def _client(guarded: Guarded, *proof: Path) -> tritonclient.grpc.InferenceServerClient:
     """A client that trusts the service, and proves itself with its key and certificate."""
     key, chain = map(str, proof) if proof else (None, None)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -11,15 +12,16 @@ from service.ports import check_ports_are_free
 from service.pytriton_compat.server_processes import is_gone, room_for_server
 
 
-@pytest.mark.parametrize(("own", "expected"), [(None, ""), ("glibc.malloc.perturb=0", "glibc.malloc.perturb=0:")])
-def test_memory_is_clean_whatever_else_is_tuned_and_however_often_a_server_is_started(
-    monkeypatch: pytest.MonkeyPatch, own: str | None, expected: str
+@pytest.mark.parametrize("own", ["", "own.so"])
+def test_a_servers_library_comes_after_the_operators_and_is_for_it_alone(
+    monkeypatch: pytest.MonkeyPatch, own: str
 ) -> None:
-    monkeypatch.setattr(os, "environ", {} if own is None else {"GLIBC_TUNABLES": own})
-    for _ in range(2):
-        with room_for_server():
-            tunables = os.environ["GLIBC_TUNABLES"]
-            assert tunables == f"{expected}glibc.malloc.perturb=223:glibc.malloc.tcache_max=512"
+    """Of two that hand out memory, the second one must not be used: the first one takes it back."""
+    monkeypatch.setenv("LD_PRELOAD", own)
+    for library, expected in ((Path("ours.so"), [own, "ours.so"]), (None, [own])):
+        with room_for_server(library):
+            assert os.environ["LD_PRELOAD"] == ":".join(filter(None, expected))
+        assert os.environ["LD_PRELOAD"] == own
 
 
 # It listens, and its memory takes a while to be given back when it is killed.
@@ -33,7 +35,7 @@ print(listener.getsockname()[1], flush=True)
 """
 
 
-def test_a_killed_processis_gone_when_its_port_is_free() -> None:
+def test_a_killed_process_is_gone_when_its_port_is_free() -> None:
     """Its first thread is a zombie before the others have ended, and one of these may hold the port."""
     with subprocess.Popen([sys.executable, "-c", LISTENER], stdout=subprocess.PIPE, text=True) as listener:
         assert listener.stdout is not None
