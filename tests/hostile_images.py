@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from PIL import Image
 
+from service.preprocessing.libtiff import MAX_SCANS
 from tests.images import encode, picture, png_chunk, png_header
 
 MANY = 30_000_000
@@ -19,7 +20,8 @@ MANY = 30_000_000
 
 _MAX_SIDE = 65_535  # pixels
 _SIDE = 7000  # of a picture just below the default limit of pixels
-_TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 7: 1, 13: 4, 16: 8}
+_TIFF_SIDE = 6500  # of a larger JPEG in a TIFF, libtiff has too much to hold
+_TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 13: 4, 16: 8}
 Tag = tuple[int, int, int, bytes | int]
 
 
@@ -68,6 +70,7 @@ def gray_tags(width: int, height: int, compression: int = 1) -> list[Tag]:
 
 
 _PIXEL = [*gray_tags(1, 1), (273, 4, 1, 8), (279, 4, 1, 1)]
+_IN_HEADER: list[Tag] = [(324, 4, 1, 8), (325, 4, 1, 99)]  # where and how long a tile is, for want of another place
 
 
 def _pixel_tiff(*tags: Tag, tail: bytes = b"", compression: int = 1) -> bytes:
@@ -202,11 +205,11 @@ def tiff_of_strips(number: int, compression: int = 1, kind: int = 4, width: int 
     return tiff(tags, bytes(2 * number * _TYPE_SIZES[kind]))
 
 
-def tiff_of_tiles(width: int, height: int, tile_width: int, tile_height: int) -> bytes:
+def tiff_of_tiles(width: int, height: int, tile_width: int, tile_height: int, orientation: int = 1) -> bytes:
     """Black; tiles begin at the image's upper left corner and stand out over its other edges."""
     number = -(-width // tile_width) * -(-height // tile_height)
     tile = zlib.compress(bytes(tile_width * tile_height), 9)
-    tags = [*gray_tags(width, height, 8), (322, 4, 1, tile_width), (323, 4, 1, tile_height)]
+    tags = [*gray_tags(width, height, 8), (322, 4, 1, tile_width), (323, 4, 1, tile_height), (274, 4, 1, orientation)]
     places = 8 + 2 + (len(tags) + 2) * 12 + 4
     begin = places + 8 * number
     starts = struct.pack(f"<{number}I", *range(begin, begin + number * len(tile), len(tile)))
@@ -239,14 +242,21 @@ def _tiff_loop() -> bytes:
     return tiff(_PIXEL, following=8)
 
 
-def _tiff_compressed_jpeg(number: int) -> bytes:
-    side = 6500  # of a larger one, libtiff has too much to hold
-    return _tiff_of_jpeg(side, _scan_bomb(0xC2, number, b"\0", side))
+def _tiff_compressed_jpeg(number: int, height: int = _TIFF_SIDE, marker: int = 0xC2) -> bytes:
+    return _tiff_of_jpeg(_TIFF_SIDE, height, _scan_bomb(marker, number, b"\0", _TIFF_SIDE))
 
 
-def _tiff_of_jpeg(side: int, content: bytes) -> bytes:
-    tags = [*gray_tags(side, side, 7), (278, 4, 1, side), (273, 4, 1, 122), (279, 4, 1, len(content))]
+def _tiff_of_jpeg(width: int, height: int, content: bytes) -> bytes:
+    tags = [*gray_tags(width, height, 7), (278, 4, 1, height), (273, 4, 1, 122), (279, 4, 1, len(content))]
     return tiff(tags, content)
+
+
+def tiff_of_numbers(kind: int, count: int, *tags: int) -> bytes:
+    """Many numbers in each of several tags, which Pillow takes an object each for."""
+    size = count * _TYPE_SIZES[kind]
+    begin = 8 + 2 + (len(_PIXEL) + len(tags)) * 12 + 4
+    numbers = struct.pack("<II", 3, 7) * (size * len(tags) // 8 + 1)
+    return _pixel_tiff(*[(tag, kind, count, begin + size * place) for place, tag in enumerate(tags)], tail=numbers)
 
 
 def _bigtiff_of_tags(number: int) -> bytes:
@@ -341,6 +351,7 @@ _MAKERS: dict[str, Callable[[], bytes]] = {
     "png of huge exif tags that overlap": lambda: in_png(
         png_chunk(b"eXIf", exif(*overlapping_tags(1000, 10**6), size=2 * 10**6))
     ),
+    "png of exif tags by the million": lambda: in_png(png_chunk(b"eXIf", _bigtiff_of_tags(1_490_000))),
     "png of raw exif": lambda: in_png(
         png_chunk(b"tEXt", b"Raw profile type exif\0\n\n\n" + b"457869660000" * (MANY // 12))
     ),
@@ -373,6 +384,9 @@ _MAKERS: dict[str, Callable[[], bytes]] = {
     "webp of exif tags that overlap": lambda: _webp(
         8, _webp_pixels(), _webp_chunk(b"EXIF", exif(*overlapping_tags(1000, 10**6), size=2 * 10**6))
     ),
+    "webp of exif tags by the million": lambda: _webp(
+        8, _webp_pixels(), _webp_chunk(b"EXIF", _bigtiff_of_tags(1_490_000))
+    ),
     "webp of huge xmp": lambda: _webp(4, _webp_pixels(), _webp_chunk(b"XMP ", b"tiff:Orientation=" * (MANY // 17))),
     "webp of chunks": lambda: _webp(0, _webp_chunk(b"abcd", b"") * (MANY // 8), _webp_pixels()),
     "webp of frames": lambda: _animated_webp(400_000),
@@ -399,9 +413,21 @@ _MAKERS: dict[str, Callable[[], bytes]] = {
     "tiff of overlapping exif tags": lambda: _tiff_subdirectory(34665, overlapping_tags(1000, 10**6), bytes(2 * 10**6)),
     "tiff of exif numbers": lambda: _tiff_subdirectory(34665, [(40_000, 5, MANY // 8, 8)], bytes(MANY)),
     "tiff of progressive scans": lambda: _tiff_compressed_jpeg(2000),
-    "tiff of as many progressive scans as are read": lambda: _tiff_compressed_jpeg(98),
-    "tiff without loss": lambda: _tiff_of_jpeg(_SIDE, scans(0xC3, 1, _SIDE, [(1, 0, 0, 0, b"\0")])),
+    "tiff of as many progressive scans as are read": lambda: _tiff_compressed_jpeg(MAX_SCANS - 1),
+    "tiff of as many arithmetic scans as are read": lambda: _tiff_compressed_jpeg(MAX_SCANS - 1, marker=0xCA),
+    "tiff of one row, and many scans of many": lambda: _tiff_compressed_jpeg(98, 1, 0xCA),
+    "tiff without loss": lambda: _tiff_of_jpeg(_SIDE, _SIDE, scans(0xC3, 1, _SIDE, [(1, 0, 0, 0, b"\0")])),
     "tiff of tiles far larger than the image": lambda: tiff_of_tiles(_MAX_SIDE, 1, 752, _MAX_SIDE // 16 * 16),
+    "tiff of tiles far larger than the turned image": lambda: tiff_of_tiles(_MAX_SIDE, 1, 16, _MAX_SIDE // 16 * 16, 6),
+    "tiff of a large tile and a small one": lambda: _pixel_tiff(
+        (322, 3, 1, 20_000), (322, 4, 1, 16), (323, 3, 1, 20_000), (323, 4, 1, 16), *_IN_HEADER, compression=8
+    ),
+    "tiff of a large tile that Pillow does not see": lambda: _pixel_tiff(
+        (322, 17, 1, 158), (323, 17, 1, 158), *_IN_HEADER, tail=struct.pack("<q", 20_000), compression=8
+    ),
+    "tiff of resolutions and other fractions": lambda: tiff_of_numbers(5, 190_000, 282, 283, 296, 530, 700),
+    "tiff of as many fractions as are read": lambda: tiff_of_numbers(5, 9_990, 282, 283, 296, 530, 33_922),
+    "tiff of signed bytes": lambda: tiff_of_numbers(6, MANY, 700),
     "tiff of pages": lambda: _tiff_pages(100_000),
     "avif of exif signatures": lambda: _avif_with_exif(b"Exif\0\0" * (MANY // 6)),
     "avif of a frame far larger than it says": lambda: lying_avif(7100, 64),

@@ -280,6 +280,16 @@ def _bmp_alpha(is_used: bool) -> Sample:
     return Sample(data, "BMP", np.dstack([rgb, alpha]) if is_used else _opaque(rgb))
 
 
+def _bmp_two_colours(bits: int) -> Sample:
+    """Black and white, in more bits than these take: so does Pillow write a palette of two colours."""
+    indices = np.zeros((33, 64), np.uint8)
+    indices[:, :61] = picture(61, 33, bits)[..., 0] > 110
+    rows = (indices if bits == 8 else indices[:, ::2] << 4 | indices[:, 1::2])[::-1].tobytes()
+    header = struct.pack("<IiiHHIIiiII", 40, 61, 33, 1, bits, 0, len(rows), 0, 0, 2, 0) + b"\0\0\0\0\xff\xff\xff\0"
+    data = b"BM" + struct.pack("<IHHI", 14 + len(header) + len(rows), 0, 0, 14 + len(header)) + header + rows
+    return Sample(data, "BMP", _opaque(np.dstack([indices[:, :61] * np.uint8(255)] * 3)))
+
+
 def _bmp_run_lengths(bits: int) -> Sample:
     """Rows of an odd number of literal values and then runs, the last of them longer than the row; some rows are left
     out, those at the end of the file among them.
@@ -381,6 +391,8 @@ _MAKERS: dict[str, Callable[[], Sample]] = {
     "bmp": _bmp,
     "bmp_alpha": lambda: _bmp_alpha(True),
     "bmp_unused_alpha": lambda: _bmp_alpha(False),
+    "bmp_two_colours_4_bit": lambda: _bmp_two_colours(4),
+    "bmp_two_colours_8_bit": lambda: _bmp_two_colours(8),
     "bmp_run_lengths_4_bit": lambda: _bmp_run_lengths(4),
     "bmp_run_lengths_8_bit": lambda: _bmp_run_lengths(8),
     "tiff_lzw_pages": _tiff_lzw_pages,
@@ -400,6 +412,6 @@ NAMES = tuple(_MAKERS)
 SMALL_NAMES = tuple(name for name in NAMES if name != "vast")
 """Those of at most 500x375 pixels, for tests that decode each of them many times."""
 
-_MISREAD = ("bmp_run_lengths", "tiff_gray", "tiff_palette", "png_gray_16_bit")
+_MISREAD = ("bmp_run_lengths", "bmp_two_colours", "tiff_gray", "tiff_palette", "png_gray_16_bit")
 MISREAD_BY_PILLOW = tuple(name for name in NAMES if name.startswith(_MISREAD))
 """Those that `Image.convert("RGB")` shows otherwise than they are."""

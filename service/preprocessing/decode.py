@@ -26,7 +26,7 @@ from service.errors import (
     TooManyPixels,
     UnsupportedFormat,
 )
-from service.preprocessing import metadata, pillow_compat
+from service.preprocessing import libtiff, metadata, pillow_compat
 
 # The only Pillow decoders that a client's bytes may reach. JPEG also stands for MPO, the multi-picture JPEG of phones.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -108,7 +108,7 @@ class Decoder:
 
     def __post_init__(self) -> None:
         Image.init()  # registers Pillow's plug-ins now, before threads could do so at the same time
-        pillow_compat.silence_libtiff()
+        libtiff.prepare()
 
     def image_bytes(self, row: bytes, base64_encoded: bool) -> bytes:
         """One row as the client sent it -> the encoded image.
@@ -280,14 +280,22 @@ def _too_many_pixels(found: str, max_pixels: int) -> TooManyPixels:
 
 def _tile_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of a TIFF's tiles, in pixels; zeros for an image without tiles."""
-    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
-    return int(tags.get(TiffImagePlugin.TILEWIDTH, 0)), int(tags.get(TiffImagePlugin.TILELENGTH, 0))
+    return _tag(image, TiffImagePlugin.TILEWIDTH), _tag(image, TiffImagePlugin.TILELENGTH)
 
 
 def _tiled_pixels(image: Image.Image) -> int:
     """Pixels of all of a TIFF's tiles, which are decoded to their ends; zero for an image without tiles."""
-    width, height = _tile_size(image)
-    return -(-image.width // width) * width * -(-image.height // height) * height if width and height else 0
+    tile_width, tile_height = _tile_size(image)
+    if not tile_width or not tile_height:
+        return 0
+    # The image's own size is already the turned one.
+    width, height = _tag(image, TiffImagePlugin.IMAGEWIDTH), _tag(image, TiffImagePlugin.IMAGELENGTH)
+    return -(-width // tile_width) * tile_width * -(-height // tile_height) * tile_height
+
+
+def _tag(image: Image.Image, number: int) -> int:
+    """The number that a TIFF's tag holds; zero for an image without it."""
+    return int(image.tag_v2.get(number, 0)) if isinstance(image, TiffImagePlugin.TiffImageFile) else 0
 
 
 def _composite(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:

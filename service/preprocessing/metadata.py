@@ -24,8 +24,8 @@ MAX_TABLE_BYTES = 1 << 16
 MAX_CHUNKS = 1 << 16
 MAX_GIF_BLOCKS = 1 << 16
 MAX_TAGS = 1 << 12
-MAX_TAG_VALUES = 1 << 16
-MAX_CURVE_VALUES = 3 << 16  # a transfer function, the longest tag of TIFF 6.0
+MAX_STRIPS = 1 << 16  # or tiles
+MAX_NUMBER_BYTES = 400_000  # of all other tags; a transfer function, the longest of TIFF 6.0, has 393,216
 _MAX_TEXT = 1 << 20
 
 # Not among them: markers without a length, stuffed and fill bytes.
@@ -51,7 +51,10 @@ _AVIF_EXIF_ITEM = re.compile(rb"(infe\x02.{7}|infe\x03.{9})Exif", re.DOTALL)
 _TIFF_TYPE_SIZES = {
     1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8,
 }  # fmt: skip
-_TIFF_BYTE_TYPES = (1, 2, 6, 7)
+_TIFF_BYTE_TYPES = (1, 2, 7)  # Pillow makes numbers of all others
+_TIFF_SIGNED_LONG_8 = 17
+# Tags that say how much there is to decode, and how.
+_TIFF_LAYOUT = {*range(256, 260), 262, 266, 273, *range(277, 280), 284, *range(322, 326)}
 _TIFF_WHOLE_NUMBERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 _TIFF_COMPRESSION = 259
 # libtiff's own; not WebP, JPEG 2000 and others that few programs write.
@@ -65,10 +68,10 @@ _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 class Stripped(NamedTuple):
     """An encoded image, and the metadata that was taken out of it; empty where there was none.
 
-    `frame` is width and height of the largest frame that an AVIF holds, whatever its boxes say of the image, and of a
-    WebP's canvas: Pillow has them take memory before it tells how large they are; `frames_pixels` is what all frames of
-    the AVIF have; `plain_jpeg` is width and height of a JPEG in gray or three colours of 8 bits, of which every decoder
-    finds the same header.
+    `frame` is width and height of the largest frame that an AVIF holds, whatever its boxes say of the image, of a GIF's
+    first frame and of a WebP's canvas: Pillow has them take memory before it tells how large they are; `frames_pixels`
+    is what all frames of the AVIF have; `plain_jpeg` is width and height of a JPEG in gray or three colours of 8 bits,
+    of which every decoder finds the same header.
     """
 
     data: bytes
@@ -91,7 +94,7 @@ def strip(data: bytes) -> Stripped:
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return _strip_png(data)
     if data.startswith((b"GIF87a", b"GIF89a")):
-        return Stripped(_strip_gif(data))
+        return _strip_gif(data)
     if data[4:8] == b"ftyp" and data[8:12] in _AVIF_BRANDS:
         frames = announced_frames(data)
         # An item of no known type is passed over.
@@ -239,14 +242,16 @@ def _unhex(text: bytes) -> bytes:
         return b""
 
 
-def _strip_gif(data: bytes) -> bytes:
+def _strip_gif(data: bytes) -> Stripped:
     """Without the extensions before the first frame, but for those that say which colour is transparent."""
     kept = [data[: 13 + (3 << (data[10] & 7) + 1 if data[10:11] >= b"\x80" else 0)]]
     position = len(kept[0])
     blocks = itertools.count()
     while match := _GIF_BLOCK.search(data, position):
         if match[0] != b"!":
-            return b"".join([*kept, memoryview(data)[match.start() :]])
+            stripped = b"".join([*kept, memoryview(data)[match.start() :]])
+            x, y, width, height = struct.unpack("<4H", data[match.end() : match.end() + 8].ljust(8, b"\0"))
+            return Stripped(stripped, frame=(x + width, y + height) if match[0] == b"," else (0, 0))
         if next(blocks) > MAX_GIF_BLOCKS:
             raise UnsupportedFormat(_GIF_TOO_LONG)
         position = match.start() + 2
@@ -277,18 +282,25 @@ def _check_tiff(data: bytes) -> None:
     """Look at the first directory: its tags must not hold more than the file, nor may its strips or tiles: those do
     that share their bytes.
     """
-    total = 0
+    total = number_bytes = 0
+    seen: set[int] = set()
     for number, (tag, kind, count, values) in enumerate(_tiff_tags(data)):
         if number == MAX_TAGS:
             raise UnsupportedFormat(f"a TIFF of more than {MAX_TAGS} tags is not read; save it without metadata")
-        total += count * _TIFF_TYPE_SIZES.get(kind, 0)
+        # Of two values Pillow takes the last and libtiff the first, and this type libtiff alone knows.
+        if tag in _TIFF_LAYOUT and (tag in seen or kind == _TIFF_SIGNED_LONG_8):
+            raise CorruptImage("the TIFF's tags can be read in two ways")
+        seen.add(tag)
+        size = count * _TIFF_TYPE_SIZES.get(kind, 0)
+        total += size
         if total > len(data):
             raise CorruptImage("the TIFF's tags announce more bytes than it has")
-        most = MAX_TAG_VALUES if tag in _STRIP_AND_TILE_TAGS else MAX_CURVE_VALUES
-        if count > most and (kind not in _TIFF_BYTE_TYPES or tag in _STRIP_AND_TILE_TAGS):
+        is_of_parts = tag in _STRIP_AND_TILE_TAGS
+        number_bytes += 0 if is_of_parts or kind in _TIFF_BYTE_TYPES else size
+        if number_bytes > MAX_NUMBER_BYTES or (is_of_parts and count > MAX_STRIPS):
             raise UnsupportedFormat(
-                f"a TIFF of more than {MAX_TAG_VALUES} strips or tiles, or {MAX_CURVE_VALUES} values of another tag is "
-                "not read; save it with larger strips and less metadata"
+                f"a TIFF of more than {MAX_STRIPS} strips or tiles, or {MAX_NUMBER_BYTES} bytes of numbers in other "
+                "tags, is not read; save it with larger strips and less metadata"
             )
         compression = _tiff_numbers(data, kind, 1, values) if tag == _TIFF_COMPRESSION else ()
         if not _TIFF_COMPRESSIONS.issuperset(compression):
@@ -333,7 +345,8 @@ def _tiff_order(data: bytes) -> str:
 def _exif_orientation(exif: bytes) -> tuple[bool, int | None]:
     """Whether the first directory has an orientation, and its value where it is a number."""
     block = exif.removeprefix(_EXIF)
-    for tag, kind, count, place in _tiff_tags(block) if block.startswith((b"II", b"MM")) else ():
+    tags = _tiff_tags(block) if block.startswith((b"II", b"MM")) else iter(())
+    for tag, kind, count, place in itertools.islice(tags, MAX_TAGS):
         if tag == _ORIENTATION:
             values = _tiff_numbers(block, kind, count, place) if kind in (3, 4) and count == 1 else ()
             return True, values[0] if values else None

@@ -4,16 +4,15 @@ Comes in: an image that Pillow has opened and not loaded. Goes out: the picture 
 `Image.convert("RGB")` converts well. It must not know of limits, orientation or backgrounds.
 """
 
-import ctypes
 import io
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import cast
 
 import numpy as np
-from PIL import Image, ImageFile, ImagePalette, TiffImagePlugin, TiffTags, _imaging
+from PIL import Image, ImageFile, ImagePalette, TiffImagePlugin, TiffTags
 
-from service.preprocessing import bmp
+from service.errors import CorruptImage
+from service.preprocessing import bmp, libtiff
 
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _STRIP_PIXELS = 1 << 18
@@ -21,24 +20,18 @@ _STRIP_PIXELS = 1 << 18
 _LAB_STRIP_PIXELS = 1 << 22
 _YCBCR = 6  # a TIFF's photometric interpretation
 _PLANES = 2  # a TIFF's planar configuration
+_JPEG_AND_FAX = (2, 4, 7, 32771)  # a TIFF's compressions
 _UNASSOCIATED_ALPHA = 2  # a TIFF's extra sample
 # What Pillow multiplies the samples of a gray PNG by that have 2 or 4 bits.
 _GRAY_STEPS = {"L;2": 85, "L;4": 17}
-
-
-def silence_libtiff() -> None:
-    """libtiff writes a line on every damaged image straight to stderr; Pillow's exceptions say the same."""
-    # A Pillow that was built without libtiff, or with it inside, has no such function.
-    with suppress(AttributeError):
-        ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 
 def is_misread(image: ImageFile.ImageFile) -> bool:
     """Whether it is a TIFF whose samples Pillow takes for others than they are, which cannot be put right.
 
     It takes brightness and colour for red, green and blue, as which only libtiff gives them. Of samples in planes of
-    their own that libtiff does not read it heeds neither the bits and their order nor what is white, and of alpha in a
-    plane of its own it reads one kind.
+    their own that libtiff does not read it heeds neither the bits and their order nor what is white; of alpha in a
+    plane of its own it reads one kind, and of LAB it takes signed samples for unsigned ones.
     """
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return False
@@ -48,7 +41,7 @@ def is_misread(image: ImageFile.ImageFile) -> bool:
         return bool(is_raw and photometric == _YCBCR)
     extra = tags.get(TiffImagePlugin.EXTRASAMPLES, ())
     is_alpha_read = image.mode == "RGBA" and len(extra) == 1 and (not is_raw or extra == (_UNASSOCIATED_ALPHA,))
-    if image.mode in ("LA", "RGBA") and not is_alpha_read:
+    if image.mode == "LAB" or (image.mode in ("LA", "RGBA") and not is_alpha_read):
         return True
     bits = set(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
     is_plain = bits == {8} or image.mode == "1"
@@ -58,8 +51,10 @@ def is_misread(image: ImageFile.ImageFile) -> bool:
 def load(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
     """The picture, from the bytes that `image` was opened from; raises what Pillow does, and `CorruptImage`."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
+        _refuse_unwritten_pixels(image, data)
         _forget_subdirectories(image)
         _read_palette_of_bytes(image)
+    _read_two_colours(image, data)
     stored = image.tile[0] if image.tile else None  # forgotten once the pixels are there
     if stored and stored.codec_name == "bmp_rle":
         _expand_run_lengths(image, data)
@@ -78,6 +73,12 @@ def strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
         yield top, image.crop(box) if rows < image.height else image
 
 
+def _refuse_unwritten_pixels(image: TiffImagePlugin.TiffImageFile, data: bytes) -> None:
+    """In their place Pillow shows what stood in memory before."""
+    if image.tag_v2.get(TiffImagePlugin.COMPRESSION) in _JPEG_AND_FAX and not libtiff.fills_memory(data):
+        raise CorruptImage("the TIFF is truncated or corrupt: a strip or tile ends before its last row")
+
+
 def _forget_subdirectories(image: TiffImagePlugin.TiffImageFile) -> None:
     """Keep Pillow from reading the directories of metadata that the first one points to, however large they are."""
     exif = image.getexif()
@@ -90,6 +91,14 @@ def _read_palette_of_bytes(image: TiffImagePlugin.TiffImageFile) -> None:
     """A TIFF's palette has 16 bits a value, but that of some writers 8, as libtiff knows; Pillow makes it black."""
     if image.mode == "P" and max(colours := image.tag_v2[TiffImagePlugin.COLORMAP]) < 256:
         image.palette = ImagePalette.raw("RGB;L", bytes(colours))
+
+
+def _read_two_colours(image: ImageFile.ImageFile, data: bytes) -> None:
+    """A BMP of 4 or 8 bits a pixel whose palette is black and white, which Pillow takes for one bit a pixel."""
+    if image.format == "BMP" and image.mode == "1" and data[28] in (4, 8):
+        image._mode, image.palette = "P", ImagePalette.raw("RGB", b"\0\0\0\xff\xff\xff")
+        rawmode = "P" if data[28] == 8 else "P;4"
+        image.tile = [tile._replace(args=(rawmode, *cast(tuple[int, ...], tile.args)[1:])) for tile in image.tile]
 
 
 def _expand_run_lengths(image: ImageFile.ImageFile, data: bytes) -> None:

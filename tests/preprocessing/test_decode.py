@@ -260,6 +260,7 @@ HOSTILE: dict[str, tuple[bytes, bool, type[ClientFault], str]] = {
     "TIFF of WebP": (_tiff_with(259, 50001, 1), False, UnsupportedFormat, "compression 50001 is not read"),
     "planes of 16 bits": (_planar_tiff(picture(4, 4).astype("<u2")), False, UnsupportedFormat, "samples stored"),
     "planes of brightness and colour": (_planar_tiff(picture(4, 4), 6), False, UnsupportedFormat, "samples stored"),
+    "planes of LAB": (_planar_tiff(picture(4, 4), 8), False, UnsupportedFormat, "samples stored"),
     "planes of bits in reverse": (_planar_tiff(picture(4, 4), order=2), False, UnsupportedFormat, "samples stored"),
     "planes of gray and alpha": (_planar_tiff(picture(4, 4)[..., :2], 1), False, UnsupportedFormat, "samples stored"),
     "planes of gray and alpha, compressed": (
@@ -365,6 +366,10 @@ ANNOUNCED = {
     "100000x100000": (png_header(100_000, 100_000) + png_chunk(b"IDAT", b""), TooManyPixels.code),
     "10000x10000": (png_header(10_000, 10_000) + png_chunk(b"IDAT", b""), TooManyPixels.code),
     "bmp": (b"BM" + bytes(12) + b"\x28\0\0\0\0\0\1\0\0\0\1\0\1\0\x18\0" + bytes(24), TooManyPixels.code),
+    "gif of a large frame that is disposed of": (
+        b"GIF89a\4\0\4\0\0\0\0!\xf9\4\x08\0\0\0\0," + struct.pack("<HHHHB", 0, 0, 13_000, 13_000, 0) + b"\2\1\0\0;",
+        TooManyPixels.code,
+    ),
     "within the limit but no data": (png_header(7_000, 7_000) + png_chunk(b"IDAT", b""), CorruptImage.code),
     "tiff of one huge tile": (tiff_tile_bomb(16, 20_000), TooManyPixels.code),
 }

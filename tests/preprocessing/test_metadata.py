@@ -21,10 +21,13 @@ from tests.hostile_images import (
     NAMES,
     bmp_of_run_lengths,
     exif,
+    gray_tags,
     in_jpeg,
     in_png,
     scans,
     segment,
+    tiff,
+    tiff_of_numbers,
     tiff_of_strips,
     tiff_of_tags,
     tiff_of_tiles,
@@ -167,8 +170,10 @@ def test_orientation_is_found_wherever_encoders_write_it(make: Callable[[], byte
             scans(0xCA, 1, 64, [(0, 0, 0, 0, b"\0")] * (metadata.MAX_ARITHMETIC_PASSES + 1)),
             UnsupportedFormat,
         ),
-        (tiff_of_strips(metadata.MAX_TAG_VALUES), tiff_of_strips(metadata.MAX_TAG_VALUES + 1), UnsupportedFormat),
+        (tiff_of_strips(metadata.MAX_STRIPS), tiff_of_strips(metadata.MAX_STRIPS + 1), UnsupportedFormat),
         (tiff_of_tiles(9, 9, 2048, 2048), tiff_of_tiles(9, 9, 2048, 2064), TooManyPixels),
+        (tiff_of_tiles(4096, 300, 4096, 16, 6), tiff_of_tiles(4096, 1, 16, 4096, 6), TooManyPixels),
+        (tiff_of_numbers(5, 24_900, 40_000, 40_001), tiff_of_numbers(5, 25_100, 40_000, 40_001), UnsupportedFormat),
         (tiff_of_tags(metadata.MAX_TAGS), tiff_of_tags(metadata.MAX_TAGS + 1), UnsupportedFormat),
         (tiff_of_strips(9), tiff_of_strips(9)[:-45], CorruptImage),
         (
@@ -179,13 +184,29 @@ def test_orientation_is_found_wherever_encoders_write_it(make: Callable[[], byte
         (encode(Image.new("L", (1, MAX_SIDE)), "PNG"), encode(Image.new("L", (1, MAX_SIDE + 1)), "PNG"), TooManyPixels),
         (in_png(), png_header(MAX_SIDE + 1, 1) + png_chunk(b"IDAT", b""), TooManyPixels),
     ],
-    ids=["scans", "arithmetic scans", "strips", "tiles", "tags", "cut tags", "run lengths", "height", "width"],
+    ids=[
+        "scans", "arithmetic scans", "strips", "tiles", "turned tiles", "numbers", "tags", "cut tags", "run lengths",
+        "height", "width",
+    ],
 )  # fmt: skip
 def test_each_limit_lets_pass_what_is_within_it(within: bytes, over: bytes, fault: type[Exception]) -> None:
     assert _decoded(within).size
     with pytest.raises(fault) as caught:
         _decoded(over)
     assert len(str(caught.value)) < 200
+
+
+def test_a_tag_that_libtiff_and_pillow_read_otherwise_is_refused_where_it_matters() -> None:
+    pixel = [*gray_tags(1, 1), (273, 4, 1, 8), (279, 4, 1, 1)]
+    assert _decoded(tiff([*pixel, (305, 3, 1, 0), (305, 4, 1, 0)])).size  # some programs sign twice
+    for hidden in ([(322, 3, 1, 16), (322, 4, 1, 16)], [(322, 17, 1, 8)]):
+        with pytest.raises(CorruptImage, match="in two ways"):
+            _decoded(tiff([*pixel, *hidden]))
+
+
+def test_an_orientation_is_looked_for_among_as_many_tags_as_a_tiff_may_have() -> None:
+    for before, expected in ((metadata.MAX_TAGS - 1, 6), (metadata.MAX_TAGS, None)):
+        assert metadata.orientation(exif(*[(1, 4, 1, 0)] * before, (274, 3, 1, 6)), b"") == expected
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
