@@ -114,23 +114,24 @@ class Canary:
             ServiceFailure: the answer is another embedding, or none.
             OSError, HTTPException: there was none within 5 seconds.
         """
-        are_asked = len(self._devices) > 1
-        if are_asked and not self._devices_embed():
-            return "refused"
         try:
-            status, body = self._client.post(CANARY_PATH, canary_request(next(_MARKS)), _SECONDS)
+            answer = self._send_by_http()
         except (OSError, http.client.HTTPException):
-            if not are_asked and not self._devices_embed():
+            if not self._devices_embed():
                 return "refused"
             raise
+        # A right one tells of one device, whichever that was, and one that is crowded out of none.
+        tells = answer == "refused" or (answer == "right" and len(self._devices) == 1)
+        return answer if tells or self._devices_embed() else "refused"
+
+    def _send_by_http(self) -> Answer:
+        status, body = self._client.post(CANARY_PATH, canary_request(next(_MARKS)), _SECONDS)
         if status == http.client.OK:
             self._compare(read_canary(body))
             return "right"
         if status != http.client.SERVICE_UNAVAILABLE:
             logger.warning("the canary was answered with %d: %.200s", status, body.decode(errors="replace"))
-        if is_crowded_out(status, body):
-            return "crowded out" if are_asked or self._devices_embed() else "refused"
-        return "refused"
+        return "crowded out" if is_crowded_out(status, body) else "refused"
 
     def _devices_embed(self) -> bool:
         """Whether each of them makes an embedding of the image.

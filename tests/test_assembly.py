@@ -28,16 +28,17 @@ class Machine(NamedTuple):
     preprocessor: Preprocessor
     encoders: list[Encoder]
 
-    def pipelines(self, *arguments: str) -> list[Pipeline]:
+    def pipelines(self, *arguments: str, cores: int = 1) -> list[Pipeline]:
         """By these settings."""
         settings, helpers = load_settings(arguments), ThreadPoolExecutor(1)
-        return build_pipelines(settings, self.preprocessor, self.encoders, Cores(1), helpers, Metrics())
+        return build_pipelines(settings, self.preprocessor, self.encoders, Cores(cores), helpers, Metrics())
 
 
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    monkeypatch.setattr(assembly, "resolve_devices", lambda _: [torch.device("cpu")] * 2)
-    preprocessor, encoders, _ = load_encoders(load_settings(["--max-batch-size", "1"]), Cores(1), Metrics())
+@pytest.fixture(scope="module")
+def machine() -> Machine:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assembly, "resolve_devices", lambda _: [torch.device("cpu")] * 2)
+        preprocessor, encoders, _ = load_encoders(load_settings(["--max-batch-size", "1"]), Cores(1), Metrics())
     assert len(encoders) == 2
     return Machine(preprocessor, encoders)
 
@@ -99,11 +100,10 @@ def test_a_device_that_is_of_no_use_is_told_at_the_start(monkeypatch: pytest.Mon
         load_encoders(load_settings(["--device", "cpu"]), Cores(), Metrics())
 
 
-def test_an_avif_is_decoded_in_as_many_threads_as_there_are_cores_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_avif_is_decoded_in_as_many_threads_as_there_are_cores_to_use(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And not in as many as the machine has CPUs."""
     monkeypatch.setattr(AvifImagePlugin, "DEFAULT_MAX_THREADS", 0)
-    settings, cores, metrics = load_settings(["--device", "cpu"]), Cores(3), Metrics()
-    preprocessor, encoders, _ = load_encoders(settings, cores, metrics)
-    with ThreadPoolExecutor(1) as helpers:
-        build_pipelines(settings, preprocessor, encoders, cores, helpers, metrics)
+    machine.pipelines(cores=3)
     assert AvifImagePlugin.DEFAULT_MAX_THREADS == 3

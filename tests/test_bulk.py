@@ -12,6 +12,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -144,6 +145,16 @@ def test_a_cluster_is_divided_into_workers_that_it_can_hold(
 def test_which_gpus_workers_get_is_for_ray_to_say(device: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lake", "--out", "vectors", "--device", device]) == 2
     assert "dealt GPUs by Ray" in capsys.readouterr().err
+
+
+def test_a_checkpoints_folder_is_one_for_workers_that_start_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoint").mkdir()
+    names = ("checkpoint", "google/siglip-base-patch16-224")
+    found = [command._settings(["--checkpoint", name]).checkpoint for name in names]
+    assert found == [str(tmp_path / "checkpoint"), names[1]]
 
 
 @pytest.mark.parametrize(("command", "name"), [("bulk", "ray"), ("bulk", "pyarrow"), ("client", "pyarrow")])
@@ -332,7 +343,7 @@ def test_an_object_store_is_listed_and_read_like_a_local_folder(lake: Path) -> N
     names = {str(path.relative_to(lake)) for path in lake.rglob("*.jpg")}
     names |= {f"sub/{number}.tar/0.jpg" for number in range(40)} | {f"sub/0.tar/{name}" for name in images}
     for folder in (store, local):
-        left_out, reader = LeftOut(), Reader(folder)
+        left_out, reader, open_files = LeftOut(), Reader(folder), len(os.listdir("/proc/self/fd"))
         places = {place.name: place for place in folder.images(left_out)}
         assert places.keys() == names
         assert list(left_out.lines()) == ["4 files left out by their names: .txt 2, .mp4 1, .json 1"]
@@ -340,6 +351,7 @@ def test_an_object_store_is_listed_and_read_like_a_local_folder(lake: Path) -> N
         read = {name: reader.read(place, 500) for name, place in places.items() if place.file != place.name}
         assert [read.pop(f"sub/{number}.tar/0.jpg") for number in range(1, 40)] == [b"all of it"] * 39
         assert read == {f"sub/0.tar/{name}": data[:500] for name, data in images.items()}
+        assert len(os.listdir("/proc/self/fd")) < open_files + 20, "of thousands of tar files few may stay open"
 
 
 class _Counted(io.BytesIO):
@@ -705,6 +717,40 @@ def test_an_image_that_kills_its_workers_gets_a_row_in_the_end(lake: Path, out: 
     assert os.listdir(out.below("_strikes").path) == []
     _work(lake, out, embedder, again=True)
     assert not _errors(out)
+
+
+@pytest.mark.usefixtures("one_worker")
+def test_whatever_ended_an_earlier_run_no_image_is_suspected_of_it(
+    lake: Path, out: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "work", lambda *_: ())
+    chunk, strikes = _plan(lake, out).chunks[0], Strikes(out)
+    assert [strikes.begin(chunk) for _ in range(3)] == [0, 1, 2]
+    assert main([str(lake), "--out", out.path]) == 1
+    assert strikes.begin(chunk) == 0
+
+
+def test_of_all_suspects_one_image_at_a_time_is_in_the_works(
+    lake: Path, out: Folder, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the death of a worker that embeds two of them would be told of both."""
+    origin = Origin(embedder.fingerprint, "embed_image", "False")
+    chunks, embed, in_the_works, seen = _plan(lake, out, origin).chunks, Embedder.embed, list[bytes](), list[int]()
+
+    def note(self: Embedder, images: Sequence[bytes]) -> Any:
+        in_the_works.extend(images)
+        seen.append(len(in_the_works))
+        outcomes = embed(self, images)
+        del in_the_works[: len(images)]
+        return outcomes
+
+    monkeypatch.setattr(Embedder, "embed", note)
+    for chunk in chunks:
+        assert [Strikes(out).begin(chunk) for _ in range(3)] == [0, 1, 2]
+    worker = Worker(SETTINGS, 1, Site(Folder.at(str(lake)), out, origin))
+    with ThreadPoolExecutor(len(chunks)) as threads:
+        list(threads.map(worker, [{**chunk._asdict(), "to_do": chunk.images, "again": False} for chunk in chunks]))
+    assert seen == [1] * 10 and len(_rows(out)) == 10
 
 
 class _Broken(Exception):

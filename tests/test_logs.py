@@ -1,12 +1,15 @@
 """One line an event in either format, nothing that gives the server away, and no flood."""
 
 import contextlib
+import errno
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
@@ -19,10 +22,9 @@ from service.logs import RECORDS_A_MINUTE, RateLimit, build_handler
 Log = Callable[[logging.Logger], object]
 
 
-def _lines(log: Log, level: str = "info", log_format: str = "text") -> list[str]:
-    """What a handler makes of the records that `log` hands to a logger."""
-    stream = io.StringIO()
-    logger = logging.Logger("service.room")
+def _lines(log: Log, level: str = "info", log_format: str = "text", kind: type[io.StringIO] = io.StringIO) -> list[str]:
+    """What a handler makes of the records that `log` hands to a logger, on a stream of this kind."""
+    stream, logger = kind(), logging.Logger("service.room")
     with contextlib.closing(build_handler(stream, level, log_format)) as handler:
         logger.addHandler(handler)
         log(logger)
@@ -58,6 +60,8 @@ def test_an_event_is_one_json_object_with_its_fields() -> None:
 def test_an_event_is_one_line_of_text_with_its_request() -> None:
     (line,) = _lines(lambda logger: logger.info("all\nwell", extra={"request_id": "a\nb"}))
     assert line.endswith(r" INFO service.room: all well (request 'a\nb')")
+    (line,) = _lines(lambda logger: logger.info("x" * 10**5))
+    assert line.count("x") == 2000
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
@@ -123,6 +127,8 @@ def test_few_records_a_minute_pass_and_the_next_tells_of_the_others() -> None:
     first, second = _record(), _record()
     assert limit.filter(first) and limit.filter(second)
     assert first.suppressed == 6 and not hasattr(second, "suppressed")
+    passed = [limit.filter(_record()) for _ in range(RECORDS_A_MINUTE)]
+    assert passed == [True] * (RECORDS_A_MINUTE - 2) + [False] * 2
 
 
 @pytest.mark.parametrize(
@@ -142,12 +148,22 @@ def test_a_flood_of_one_kind_costs_no_other_kind_its_lines(other: dict[str, Any]
     assert limit.filter(_record(**other))
 
 
-def test_many_threads_together_are_limited_like_one(restless: None) -> None:
-    clock, passed = Clock(), list[bool]()
+class Interruptible(str):
+    """A name at each of whose look-ups another thread has its turn."""
+
+    def __hash__(self) -> int:
+        time.sleep(0)
+        return super().__hash__()
+
+
+def test_many_threads_together_are_limited_like_one() -> None:
+    clock, passed, name = Clock(), list[bool](), Interruptible("service.room")
     limit = RateLimit(clock)
-    threads = [
-        threading.Thread(target=lambda: passed.extend(limit.filter(_record()) for _ in range(500))) for _ in range(8)
-    ]
+
+    def flood() -> None:
+        passed.extend(limit.filter(_record(name=name)) for _ in range(500))
+
+    threads = [threading.Thread(target=flood) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -202,6 +218,28 @@ def test_whoever_logs_never_waits_for_whoever_reads_and_the_next_line_tells_what
     assert told == ["line 0", "line 1", "line 2", "line 3", last, "line 10"]
 
 
+class Choosy(io.StringIO):
+    """A stream that takes no question."""
+
+    def write(self, text: str) -> int:
+        if "?" in text:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(text)
+
+
+def test_an_event_that_cannot_be_written_harms_neither_who_logs_it_nor_the_next_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def log(logger: logging.Logger) -> None:
+        logger.error("%d", "no number")
+        logger.error("why?")
+        logger.error("last")
+
+    (line,) = _lines(log, kind=Choosy)
+    assert line.endswith(" ERROR service.room: last")
+    assert "TypeError: %d format: a real number is required" in capsys.readouterr().err
+
+
 @contextmanager
 def _configured(level: str, program: str) -> Iterator[list[dict[str, Any]]]:
     code = f"from service.logs import configure_logging; configure_logging({level!r}, 'json')\n{program}"
@@ -211,15 +249,16 @@ def _configured(level: str, program: str) -> Iterator[list[dict[str, Any]]]:
 
 def test_whatever_is_not_caught_is_logged_as_well() -> None:
     program = (
-        "import threading, warnings; warnings.warn('old', stacklevel=1)\n"
-        "thread = threading.Thread(target=lambda: 1 / 0); thread.start(); thread.join(); [][0]"
+        "import sys, threading, warnings; warnings.warn('old', stacklevel=1)\n"
+        "for work in (sys.exit, lambda: 1 / 0): thread = threading.Thread(target=work); thread.start(); thread.join()\n"
+        "[][0]"
     )
     with _configured("info", program) as events:
         warning, *errors = [event["message"] for event in events]
     assert warning.startswith("<string>:2: UserWarning: old")
     assert errors == [
         "an exception was not caught: ZeroDivisionError: division by zero (__main__:3)",
-        "an exception was not caught: IndexError: list index out of range (__main__:3)",
+        "an exception was not caught: IndexError: list index out of range (__main__:4)",
     ]
 
 
@@ -227,11 +266,12 @@ def test_levels_are_those_asked_for_and_pytriton_keeps_its_secrets() -> None:
     program = (
         "import logging\n"
         "for name in ('service.server', 'tritonserver', 'pytriton', 'sh', 'urllib3'):\n"
-        "    logging.getLogger(name).info('token'); logging.getLogger(name).error('broken')"
+        "    for level in (20, 30, 40): logging.getLogger(name).log(level, 'token')"
     )
     with _configured("info", program) as events:
         seen = [f"{event['logger']} {event['level']}" for event in events]
     assert seen == [
-        "service.server INFO", "service.server ERROR", "tritonserver INFO", "tritonserver ERROR",
-        "pytriton ERROR", "sh ERROR", "urllib3 ERROR",
+        "service.server INFO", "service.server WARNING", "service.server ERROR",
+        "tritonserver INFO", "tritonserver WARNING", "tritonserver ERROR",
+        "pytriton ERROR", "sh ERROR", "urllib3 WARNING", "urllib3 ERROR",
     ]  # fmt: skip

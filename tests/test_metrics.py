@@ -259,20 +259,19 @@ def test_who_sends_a_byte_now_and_then_does_not_keep_a_place(
         assert _get(f"{url}/metrics")[0] == 200
 
 
-def test_a_scrape_without_a_thread_for_its_timer_keeps_no_place(
-    triton: LocalClient, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", [threading.Thread, threading.Timer])
+def test_a_scrape_without_a_thread_for_it_or_for_its_timer_keeps_no_place(
+    triton: LocalClient, monkeypatch: pytest.MonkeyPatch, kind: type[threading.Thread]
 ) -> None:
-    def fail(_: threading.Timer) -> None:
+    def fail(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(metrics_room, "_MOST_SCRAPES", 1)
     with _served(Metrics(), triton) as url:
-        with (
-            monkeypatch.context() as busy,
-            socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as scraper,
-        ):
-            busy.setattr(threading.Timer, "start", fail)
-            assert scraper.recv(1) == b""
+        with monkeypatch.context() as busy:
+            busy.setattr(kind, "start", fail)  # first, or the scrape could have its thread already
+            with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=30) as scraper:
+                assert scraper.recv(1) == b""
         wait_for(lambda: _is_answered(f"{url}/metrics"), 30)  # its place is free a moment after it is gone
 
 

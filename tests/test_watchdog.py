@@ -130,6 +130,21 @@ def test_canaries_follow_each_other_and_the_age_of_the_last_right_one_is_known(
     assert parts.metrics.registry.get_sample_value("embed_canary_age_seconds") == pytest.approx(age, abs=60)
 
 
+def test_a_canary_is_sent_at_once_and_the_next_one_only_after_the_pause(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "canary_pause", lambda _: 3600.0)
+    parts.canary.send, twice = _counting(_forever("right"), 2)
+    watchdog = _watchdog(parts)
+    watchdog.look()
+    answer = watchdog._canary_answer
+    assert answer and answer.result(30) == "right"
+    _look(watchdog)
+    assert watchdog._canary_answer is None and not twice.is_set()
+    watchdog._canary_at -= 3600
+    _look(watchdog, twice)
+
+
 @pytest.mark.parametrize(
     "answers", [("crowded out",), ("refused", "right"), ("refused", "crowded out"), (TimeoutError(), "right")], ids=str
 )

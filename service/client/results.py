@@ -99,7 +99,7 @@ class Results:
         outcomes = self._outcomes()
         if self._is_npy:
             self._write_npy(outcomes)
-        elif self._part_files() or not self._out.exists():
+        elif self._part_files():
             _replace({self._out: lambda file: self._write_parquet(file, outcomes)})
             # The oldest first: of those that are left, should this be the end, still the latest counts.
             for path in (*self._part_files(), *self._parts.glob(".*.unfinished")):

@@ -54,10 +54,17 @@ class Lane(threading.Thread):
             with self._listener:
                 connection, _ = self._listener.accept()
             with connection:
-                while (batch := receive_batch(connection)) is not None:
-                    self.batches, self.in_the_works = self.batches + 1, len(batch)
-                    responses = self._infer([Request(tensors, *detail) for tensors, detail in batch])
-                    send_batch(connection, [(tensors, None) for tensors in responses])
-                    self.in_the_works = 0
+                while self._answer_batch(connection):
+                    pass
         except Exception:
             logger.exception("%s has failed", self.name)
+
+    def _answer_batch(self, connection: socket.socket) -> bool:
+        """Answer the next batch, of which nothing is kept while another one is awaited; False where there is none."""
+        if (batch := receive_batch(connection)) is None:
+            return False
+        self.batches, self.in_the_works = self.batches + 1, len(batch)
+        responses = self._infer([Request(tensors, *detail) for tensors, detail in batch])
+        send_batch(connection, [(tensors, None) for tensors in responses])
+        self.in_the_works = 0
+        return True

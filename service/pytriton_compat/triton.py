@@ -288,14 +288,18 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             raise ServiceFailure("tritonserver or a stub hangs before everything accepted was answered")
         return not left or not (was_working or self.is_working() or self.batches() > before)
 
-    def stop(self) -> bool:
-        """Stop tritonserver and all its processes; safe to call in any state."""
+    def stop(self) -> None:
+        """Stop tritonserver and all its processes; safe to call in any state.
+
+        Not by PyTriton, which waits, for minutes where a part is dead or still starting, and swallows the exception of
+        a signal meanwhile.
+        """
         atexit.unregister(self.stop)
         processes = {*self._processes, *self._living_processes()}
-        # PyTriton's own way asks every part to end and waits, for minutes where one is dead or still starting.
-        stopped = bool(super().stop()) if self._drained else False
+        if self._drained:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._processes[0].send_signal(signal.SIGINT)
         end(processes, were_told=self._drained)
-        return stopped
 
     def _close_shared_memory(self) -> None:
         """Clients' images pass through it, and Triton lets every user of the machine read it, whatever the umask."""

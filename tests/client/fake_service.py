@@ -1,9 +1,11 @@
 """A service whose images say how it answers them: `503 200` is refused at first, and embedded when it is sent again."""
 
+import contextlib
 import json
 import socket
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -27,7 +29,7 @@ MESSAGES = {
 
 
 class FakeService(ThreadingHTTPServer):
-    """Answers on a port of its own from its start on.
+    """Answers on a port of its own.
 
     An image is `WORD WORD ... #NUMBER`: the first request for it gets the first word's answer, and so on; the last
     word counts for all that follow. A word is a status (and what tells it from another of the same), `breaks` for a
@@ -111,3 +113,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
+
+
+@contextlib.contextmanager
+def fake_service() -> Iterator[FakeService]:
+    """One that runs, until the end of the block."""
+    with FakeService() as service:
+        thread = threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield service
+        finally:
+            service.gate.set()
+            service.shutdown()
+            thread.join()

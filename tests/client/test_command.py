@@ -12,8 +12,7 @@ import subprocess
 import sys
 import tarfile
 import threading
-import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,13 @@ import pytest
 
 from service.client import command, job, over_http, sources
 from service.client.command import main
+from service.client.results import Results
 from service.client.retry import Patience
+from service.client.rows import Row
 from service.client.sources import Image, Images, LeftOut
 from service.client.transport import Served, TryAgain
-from tests.client.fake_service import DIMENSION, FakeService
+from tests.client.fake_service import DIMENSION, FakeService, fake_service
+from tests.integration.service_process import wait_for
 
 REPOSITORY = Path(__file__).parents[2]
 # Small parts, so that there are some before a run is over.
@@ -40,13 +42,8 @@ sys.exit(command.main(sys.argv[1:]))"""
 
 @pytest.fixture
 def fake() -> Iterator[FakeService]:
-    with FakeService() as service:
-        thread = threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with fake_service() as service:
         yield service
-        service.gate.set()
-        service.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -102,18 +99,11 @@ def _expected(count: int) -> dict[int, list[float]]:
     return {number: [float(number)] * DIMENSION for number in range(count)}
 
 
-def _wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def _when(condition: Callable[[], object], act: Callable[[], None]) -> None:
+def _when(condition: Callable[[], bool], act: Callable[[], None]) -> None:
     """Act beside the test, as soon as the condition holds."""
 
     def wait_and_act() -> None:
-        _wait_for(condition)
+        wait_for(condition, 60)
         act()
 
     threading.Thread(target=wait_and_act).start()
@@ -182,12 +172,14 @@ def test_names_come_from_stdin_or_a_pattern_and_each_is_embedded_once(
     odd = os.fsdecode(b"caf\xe9.jpg")
     (images / odd).write_text("200 #5")
     (images / "a\r\u2028b.JPG").write_text("200 #6")
+    (images / "no image.JPG").mkdir()
     names = [str(images / f"{number}.JPG") for number in (0, 2, 0)] + [str(images / odd)] * 2
-    text = "".join(f"{name}\n" for name in names)
+    text = "".join(f"{name}\n" for name in ("", *names)) + f"{names[0]}\r\n"
     listed = subprocess.run(
         [sys.executable, "-m", "service.client", *_arguments("-", fake, out)],
         input=os.fsencode(text),
         cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         check=False,
     )
     assert listed.returncode == 0
@@ -239,7 +231,7 @@ def test_a_folder_on_a_list_is_no_image_and_is_not_left_open(tmp_path: Path, mon
     with (tmp_path / "list").open() as names:
         monkeypatch.setattr(sys, "stdin", names)
         images = Images("-", set(), 100)
-        _wait_for(lambda: images.total == 1)
+        wait_for(lambda: images.total == 1)
         before = set(os.listdir("/proc/self/fd"))
         assert images.read_next() == Image(str(tmp_path), b"", "unreadable: Is a directory")
         assert before >= set(os.listdir("/proc/self/fd"))
@@ -316,7 +308,7 @@ def test_what_has_taken_the_place_of_a_tar_file_is_not_taken_for_its_images(
 ) -> None:
     shard = _shard(tmp_path / "a.tar", "200", "200")
     images, before = Images(str(tmp_path), set(), 100), shard.stat()
-    _wait_for(lambda: images.total == 2)
+    wait_for(lambda: images.total == 2)
     assert images.read_next() == Image("a.tar/0.jpg", b"200 #0")
     os.truncate(shard, before.st_size + later[0])
     os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns + later[1]))
@@ -398,7 +390,7 @@ def test_a_run_that_was_killed_goes_on_and_every_image_is_there_once(
 ) -> None:
     images, parts = _images(tmp_path / "images", *["200"] * 100, *["waits"] * 3), Path(f"{out}.parts")
     with _start(*_arguments(images, fake, out)) as run:
-        _wait_for(lambda: list(parts.glob("*.parquet")))
+        wait_for(lambda: any(parts.glob("*.parquet")))
         assert main(_arguments(images, fake, out)) == 2, "one run at a time"
         run.kill()
     done = set(_embeddings(parts))
@@ -416,7 +408,7 @@ def test_a_run_that_is_refused_takes_nothing_from_the_one_that_goes_on(
     """Before its first part, of which the refused one took the folder away."""
     images = _images(tmp_path / "images", *["waits"] * 3)
     with _start(*_arguments(images, fake, out)) as run:
-        _wait_for(lambda: len(fake.asked) == 3)
+        wait_for(lambda: len(fake.asked) == 3)
         assert [main(_arguments(images, fake, out)) for _ in range(2)] == [2, 2]
         fake.gate.set()
     assert run.returncode == 0 and _embeddings(out) == _expected(3)
@@ -456,7 +448,7 @@ def test_of_a_list_a_folder_that_is_gone_takes_only_its_own_images_with_it(
     with (tmp_path / "list").open() as names:
         monkeypatch.setattr(sys, "stdin", names)
         images = Images("-", set(), 100)
-        _wait_for(lambda: images.total == 3)
+        wait_for(lambda: images.total == 3)
     shutil.rmtree(folder / "below")
     found = [images.read_next() for _ in range(4)]
     assert [image and (image.data or image.error) for image in found] == [
@@ -505,6 +497,24 @@ def test_what_ails_more_than_a_file_is_not_taken_for_the_files_own(
     assert _rows(out)[f"{images}/0.JPG"][1] == "unreadable: Input/output error"
 
 
+def test_parts_are_written_one_after_the_other(
+    fake: FakeService, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or two would have the same number, and one of them would be lost."""
+    images, write, is_free = _images(tmp_path / "images", *["200"] * 20), Results.write, threading.Lock()
+
+    def write_late(results: Results, rows: Sequence[Row]) -> None:
+        assert is_free.acquire(blocking=False)
+        wait_for(lambda: fake.answered == 20)
+        write(results, rows)
+        is_free.release()
+
+    monkeypatch.setattr(job, "PART_ROWS", 1)
+    monkeypatch.setattr(Results, "write", write_late)
+    assert main(_arguments(images, fake, out)) == 0
+    assert _embeddings(out) == _expected(20)
+
+
 def test_what_nobody_has_foreseen_is_not_taken_for_a_run_with_failed_images(
     fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -530,8 +540,9 @@ def test_connections_are_opened_anew_now_and_then(
 ) -> None:
     """Or replicas that join would never be sent anything."""
     images = _images(tmp_path / "images", *["200"] * 10)
+    monkeypatch.setattr(over_http, "_REQUESTS_A_CONNECTION", 10**9)
     assert main(_arguments(images, fake, tmp_path / "first.parquet", "--in-flight", "1")) == 0
-    assert fake.connections <= 2
+    assert fake.connections == 1
     monkeypatch.setattr(over_http, "_REQUESTS_A_CONNECTION", 1)
     assert main(_arguments(images, fake, out, "--in-flight", "1")) == 0
     assert fake.connections >= 10 and set(fake.asked.values()) == {2}
@@ -542,7 +553,7 @@ def test_an_interrupted_run_keeps_what_was_in_flight_and_says_how_to_go_on(
 ) -> None:
     images = _images(tmp_path / "images", *["waits"] * 3, *["200"] * 50, "503")
     with _start(*_arguments(images, fake, out, "--in-flight", "4")) as run:
-        _wait_for(lambda: sum(fake.asked[f"waits #{number}"] for number in range(3)) == 3)
+        wait_for(lambda: sum(fake.asked[f"waits #{number}"] for number in range(3)) == 3)
         run.send_signal(signal.SIGINT)
         assert run.stderr
         assert "stopping" in run.stderr.readline()
@@ -577,7 +588,7 @@ def test_a_signal_while_the_parts_are_put_together_ends_that_at_once_and_loses_n
     images = _images(tmp_path / "images", *["200"] * 3)
     with _start(*_arguments(images, fake, out), script=SLOW_SCRIPT) as run:
         try:
-            _wait_for(out.with_name(f".{out.name}.unfinished").exists)
+            wait_for(out.with_name(f".{out.name}.unfinished").exists)
             run.send_signal(number)
             said = run.communicate(timeout=60)[1]
         finally:
@@ -589,6 +600,20 @@ def test_a_signal_while_the_parts_are_put_together_ends_that_at_once_and_loses_n
     assert main(_arguments(images, fake, out)) == 0
     assert _embeddings(out) == _expected(3) and set(fake.asked.values()) == {1}
     assert sorted(tmp_path.iterdir()) == [out, images]
+
+
+@pytest.mark.parametrize(("script", "exit_code"), [("403", 2), ("200", 143)])
+def test_a_run_that_ends_early_does_not_wait_for_the_end_of_its_list(
+    fake: FakeService, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch, script: str, exit_code: int
+) -> None:
+    """Refused or told to end, while whoever writes the list is still at it."""
+    images, (list_end, end) = _images(tmp_path / "images", script), os.pipe()
+    with open(list_end) as names, open(end, "w") as find:
+        monkeypatch.setattr(sys, "stdin", names)
+        print(images / "0.JPG", file=find, flush=True)
+        if script == "200":
+            _when(lambda: fake.answered == 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert main(_arguments("-", fake, out)) == exit_code
 
 
 def test_embeddings_of_another_service_are_not_mixed_in(
@@ -606,7 +631,7 @@ def test_embeddings_of_another_service_are_not_mixed_in(
     def replace() -> None:
         fake.fingerprint = "new"
 
-    _when(lambda: fake.asked["waits #3"], replace)
+    _when(lambda: fake.asked["waits #3"] > 0, replace)
     assert main(_arguments(images, fake, tmp_path / "other.parquet")) == 2
     assert "now it is of fingerprint new" in capsys.readouterr().err and not (tmp_path / "other.parquet").exists()
 
@@ -638,7 +663,7 @@ def test_a_service_that_is_gone_ends_the_run_and_blames_no_image(
 ) -> None:
     images = _images(tmp_path / "images", "200", "waits")
     monkeypatch.setattr(job, "_SIGN_OF_LIFE", Patience(total=0))
-    _when(lambda: fake.answered and len(fake.asked) == 2, fake.go)
+    _when(lambda: fake.answered > 0 and len(fake.asked) == 2, fake.go)
     assert main(_arguments(images, fake, out, "--timeout", "1")) == 3
     assert _embeddings(Path(f"{out}.parts")) == _expected(1)
     monkeypatch.setattr(command, "_FIRST_ANSWER", Patience(total=0))
@@ -717,7 +742,7 @@ def test_results_that_do_not_say_of_which_folder_they_are_are_gone_on_from(
     pq.write_table(table.replace_schema_metadata(metadata), out)
     (images / "2.JPG").write_text("200 #1")
     assert main(_arguments(images, fake, out)) == 0
-    assert len(_rows(out)) == 2
+    assert len(_rows(out)) == 2 and pq.read_schema(out).metadata[b"folder"] == os.fsencode(images.resolve())
 
 
 @pytest.mark.parametrize("stderr", ["2>&-", "2> >(exec true)"])

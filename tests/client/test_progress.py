@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 
 import pytest
@@ -41,3 +42,14 @@ def test_a_terminal_that_takes_nothing_ends_no_run(monkeypatch: pytest.MonkeyPat
     say("done")
     progress.close()
     assert progress.done == progress.failed == 3 and terminal.asked
+
+
+def test_where_nobody_watches_a_line_tells_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress()
+    for failed, total in ((0, None), (1, 8)):
+        progress.count(2, failed, total)
+        progress.line(total)
+    progress.close()
+    first, second = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"2/\? images \[[^]]* images/s\]", first)
+    assert re.fullmatch(r"4/8 images \[[^]]* images/s, 1 failed\]", second)

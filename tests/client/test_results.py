@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from service.client.locks import Busy, locked
-from service.client.results import open_results
+from service.client.results import CannotWrite, open_results
 from service.client.rows import Origin, Row
 
 ORIGIN = Origin("0123", "embed_image", "False")
@@ -79,20 +80,22 @@ def test_a_npy_its_ids_and_its_errors_stay_of_one_run_when_the_next_one_cannot_w
 
 
 def test_what_is_kept_survives_a_power_failure_by_its_name_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fsync, kept = os.fsync, list[set[str]]()
+    out, kept = tmp_path / "embeddings.parquet", list[int | set[str]]()
 
-    def note_folders(descriptor: int) -> None:
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+    def note(descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
             kept.append({name for name in os.listdir(descriptor) if not name.startswith(".")})
             raise OSError(errno.EINVAL, "as some file systems do")
-        fsync(descriptor)
+        kept.append(status.st_size)
 
-    monkeypatch.setattr(os, "fsync", note_folders)
-    with open_results(tmp_path / "embeddings.parquet", ORIGIN, 2) as results:
+    monkeypatch.setattr(os, "fsync", note)
+    with open_results(out, ORIGIN, 2) as results:
         results.write([_row("a")])
-        assert kept == [{"00000000.parquet"}]
+        (part,) = Path(f"{out}.parts").glob("*.parquet")
+        assert kept == [part.stat().st_size, {part.name}]
         results.finish()
-    assert kept[1:] == [{"embeddings.parquet", "embeddings.parquet.parts"}]
+    assert kept[2:] == [out.stat().st_size, {out.name, f"{out.name}.parts"}]
 
 
 def test_values_are_read_once_for_a_npy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,3 +130,43 @@ def test_a_lock_that_a_killed_run_has_left_locks_nobody_out(tmp_path: Path) -> N
     with locked(path, "x"), pytest.raises(Busy, match="another run is writing x"), locked(path, "x"):
         pass
     assert not path.exists()
+
+
+@pytest.mark.parametrize("is_another_there", [False, True])
+def test_nobody_takes_a_lock_that_its_run_has_removed_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_another_there: bool
+) -> None:
+    """Or two would write: this one, and the next one to make the file."""
+    path, open_file = tmp_path / ".lock", os.open
+
+    def open_too_late(*how: Any) -> int:
+        descriptor = open_file(*how)
+        path.unlink()
+        if is_another_there:
+            path.write_text("")
+        return descriptor
+
+    monkeypatch.setattr(os, "open", open_too_late)
+    with pytest.raises(Busy), locked(path, "x"):
+        pass
+
+
+def _foreign_table() -> bytes:
+    content = io.BytesIO()
+    pq.write_table(pa.table({"id": ["a"]}), content)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("a.npy", b"the work of a week", "is there, but not .* to go on from"),
+        ("a.parquet", b"the work of a week", "is no parquet file"),
+        ("a.parquet", _foreign_table(), "is of fingerprint unknown"),
+    ],
+)
+def test_what_no_run_could_go_on_from_is_not_written_over(tmp_path: Path, name: str, content: bytes, why: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CannotWrite, match=why), open_results(tmp_path / name, ORIGIN, 2):
+        pass
+    assert _contents(tmp_path) == {name: content}

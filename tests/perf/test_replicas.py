@@ -1,6 +1,5 @@
 """Three replicas behind the documented proxy: whatever befalls replicas, no image of a client is lost."""
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from perf.replicas.client_process import ClientProcess, Pictures
 from perf.replicas.cluster import SCHEMES, Cluster, cluster
 from perf.replicas.events import rolling_restart_and_a_kill
 from perf.replicas.proxy import find_nginx
-from tests.client.fake_service import FakeService
+from tests.client.fake_service import fake_service
 
 # A light load, beside which a replica does not take long to start.
 AHEAD = 16
@@ -49,10 +48,8 @@ def test_a_lost_image_and_the_embedding_of_another_are_found(tmp_path: Path) -> 
     pictures.embeddings[1] = [1, 2, 3, 4]
     for number, path in enumerate(pictures.paths):
         path.write_text(f"{'400' if number == 2 else '200'} #{number + 1}")
-    with FakeService() as fake:
-        threading.Thread(target=fake.serve_forever, kwargs={"poll_interval": 0.01}).start()
+    with fake_service() as fake:
         client = ClientProcess(folder, pictures, Host(), fake.url)
         client.give(7)
         account = client.finish()
-        fake.shutdown()
     assert (account.exit_code, account.given, account.lost, account.wrong) == (1, 7, 2, 2)

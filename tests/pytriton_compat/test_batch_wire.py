@@ -42,9 +42,13 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield near, far
 
 
-def _travel(batch: Sequence[Entry]) -> list[Entry]:
-    """From one end of a socket to the other: the sender waits where the socket's buffer is full."""
+def _travel(batch: Sequence[Entry], timeout: float | None = None) -> list[Entry]:
+    """From one end of a socket to the other: the sender waits where the socket's buffer is full.
+
+    With a timeout the socket takes at a time what it has room for.
+    """
     near, far = socket.socketpair()
+    near.settimeout(timeout)
     with near, far, ThreadPoolExecutor(1) as sender:
         sent = sender.submit(send_batch, near, batch)
         received = receive_batch(far)
@@ -94,6 +98,13 @@ def test_no_requests_and_no_tensors_are_none_on_the_other_side() -> None:
 
 def test_a_batch_larger_than_any_socket_buffer_survives() -> None:
     _assert_survives([({"INPUT_IMAGE": _objects([bytes(5_000_000), b"x" * 3_000_001])}, {})] * 3)
+
+
+@pytest.mark.parametrize("timeout", [None, 60.0])
+def test_a_batch_of_more_parts_than_a_socket_takes_at_a_time_survives(timeout: float | None) -> None:
+    batch: list[Entry] = [({"INPUT_IMAGE": _objects([b"%d" % number * (number % 97) for number in range(5000)])}, {})]
+    ((received, _),) = _travel(batch, timeout)
+    _assert_same(received, batch[0][0])
 
 
 def test_faults_and_embeddings_of_one_batch_survive() -> None:

@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -199,6 +200,22 @@ def test_a_stub_that_has_stood_still_ends_and_gives_no_late_answer(
     standstill._looked_at = 101.0 + passed
     model.execute([_request(b"1")])
     assert len(kills) == ends
+
+
+def test_a_lane_keeps_nothing_of_a_batch_while_it_waits_for_the_next(stub: tuple[Any, Lane]) -> None:
+    """Batches may be large, and lanes idle for long."""
+    model, lane = stub
+    images = list[weakref.ref[Any]]()
+
+    def infer(requests: Sequence[Request]) -> list[Tensors]:
+        images.extend(weakref.ref(request.data["IMAGE"]) for request in requests)
+        return _infer(requests)
+
+    lane._infer = infer
+    assert _told(model.execute([_request(b"1")])) == [{"EMBEDDING": [[1.0, 0.0]]}]
+    deadline = time.monotonic() + JOIN_SECONDS
+    while images[0]() is not None:
+        assert time.monotonic() < deadline
 
 
 @pytest.mark.parametrize("leave", [lambda model: model.finalize(), lambda model: model._lane.close()])
