@@ -118,6 +118,8 @@ def _build_triton(parts: Parts, workspace: Path) -> SupervisedTriton:
         metrics_address="127.0.0.1",
         http_port=parts.http[1],
         grpc_port=settings.grpc_port or None,
+        # Messages are not kept for the next ones to use their memory: large ones would stay for good.
+        grpc_infer_allocation_pool_size=0,
         metrics_port=parts.metrics_port,
         # By then everything is answered; it only bounds how long idle keep-alive connections hold up the end.
         exit_timeout_secs=1,

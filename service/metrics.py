@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _STAGES = ("decode", "resize", "encode")
 # There from the start: rate() sees nothing of a counter that appears together with its first event.
 _CODES = ("ok", "internal_error")
-_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _TRITON_TIMEOUT_SECONDS = 5.0
 # Connections at a time, how long each may be silent, and how long a scrape may take in all.

@@ -8,6 +8,7 @@ Ray starts a worker that has died anew, and gives its chunks to the next one: ea
 
 import contextlib
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -54,7 +55,7 @@ def cluster(address: str) -> Iterator[None]:
             num_cpus=Cores().count if own else None,
             object_store_memory=_OBJECT_STORE_BYTES if own else None,
             include_dashboard=False if own else None,
-            runtime_env={"env_vars": ENVIRONMENT},
+            runtime_env={"env_vars": {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}},
             logging_level=logging.ERROR,
         )
     try:

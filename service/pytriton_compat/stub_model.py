@@ -6,6 +6,7 @@ passes a batch through ten threads on its way. Here the stub's own thread waits 
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -48,11 +49,13 @@ class TritonPythonModel:
         After a standstill there is none: Triton may have given up this batch, and would take its responses for those of
         the next one, each request's for another's.
         """
+        batch = self._standstill.begin()
         began = time.time()
         responses = self._responses(requests)
         self._standstill.look()
         if began < self._standstill.ended_at + _SOON_SECONDS:
             os.kill(os.getpid(), signal.SIGKILL)
+        self._standstill.answered = batch
         return responses
 
     def finalize(self):
@@ -95,11 +98,30 @@ class TritonPythonModel:
 
 
 class _Standstill:
-    """When this process has last stood still, frozen or without its turn, or the clock on the wall was put forward."""
+    """When this process has last stood still, frozen or without its turn, or the clock on the wall was put forward.
+
+    Nothing here can look while Triton's code takes the answers away. Until that is done `standstill.c` has the kernel
+    end the process where it stands still; where setup has found no C compiler, nothing does.
+
+    Attributes:
+        ended_at: when it went on, by the clock on the wall.
+        answered: the number of the last batch whose answers are on their way to Triton.
+    """
 
     def __init__(self):
         self.ended_at = 0.0
+        self.answered = 0
         self._looked_at, self._worked = time.time(), time.process_time()
+        self._library = ctypes.CDLL(None)  # what this process was started with, `preload.so` among it
+        self._is_killed = hasattr(self._library, "standstill_watch") and bool(self._library.standstill_watch())
+        if self._is_killed:
+            self._library.standstill_begin.restype = ctypes.c_long
+            self._library.standstill_end.argtypes = (ctypes.c_long,)
+            threading.Thread(target=self._library.standstill_put_off, daemon=True).start()
+
+    def begin(self):
+        """A batch has come; its number."""
+        return self._library.standstill_begin() if self._is_killed else 0
 
     def look(self):
         """See whether more time has passed since the last look than this process has worked and slept."""
@@ -111,8 +133,12 @@ class _Standstill:
     def watch(self):
         """Look again and again."""
         while True:
+            answered = self.answered
             time.sleep(_LOOK_SECONDS)
             self.look()
+            # Triton's code, which takes answers away, holds the lock that this thread needed to get here.
+            if self._is_killed:
+                self._library.standstill_end(answered)
 
 
 def _parameters(request):

@@ -101,11 +101,11 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         self._http = LocalClient(config.http_address, config.http_port)
         self._metrics = LocalClient(config.metrics_address, config.metrics_port) if config.allow_metrics else None
         self._stub_bytes = stub_bytes
-        self._batch_strategy, self._clean_memory = find_batch_strategy(), _find_library("cleanmemory")
-        if self._batch_strategy is None or self._clean_memory is None:
+        self._batch_strategy, self._preload = find_batch_strategy(), find_preload()
+        if self._batch_strategy is None or self._preload is None:
             logger.warning(
                 "no C compiler was there at setup: a request that lies about a length fails all that share its batch,"
-                " clients may read bytes that others have sent, and tritonserver keeps the memory that it has freed"
+                " clients may get bytes, or after a freeze embeddings, of others, and tritonserver keeps freed memory"
             )
         self._triton_server_config: TritonServerConfig
         # A local model store makes tritonserver load every model before it listens: a port that answers is a service
@@ -173,7 +173,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         self._check_shared_memory()
         self._offer_libpython()
         _make_unloadable_model(self._unloadable)
-        with room_for_server(self._offer_clean_memory()):
+        with room_for_server(self._offer_preload()):
             self._run_server()
         deadline = time.monotonic() + seconds
         while not self._answers("ready", _ANSWER_SECONDS):
@@ -390,11 +390,9 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         link_libpython(Path(get_stub_path(version)), folder)
         os.environ["LD_LIBRARY_PATH"] = ":".join(filter(None, (str(folder), _LIBRARY_PATH)))
 
-    def _offer_clean_memory(self) -> Path | None:
+    def _offer_preload(self) -> Path | None:
         """Where the list of what is loaded first can name it, whose entries end at spaces and colons."""
-        if self._clean_memory is None:
-            return None
-        return Path(shutil.copy(self._clean_memory, self._workspace.path / "cleanmemory.so"))
+        return self._preload and Path(shutil.copy(self._preload, self._workspace.path / "preload.so"))
 
     def _answers(self, health: str, seconds: float) -> bool:
         """Whether tritonserver says within so many seconds that it is `live` or `ready`."""
@@ -422,6 +420,11 @@ def _is_shared_memory_scarce() -> bool:
 def find_batch_strategy() -> Path | None:
     """The library that setup has made of `batch_strategy.c`; None where it could not."""
     return _find_library("batchstrategy")
+
+
+def find_preload() -> Path | None:
+    """The library that setup has made for tritonserver and its stubs to load first; None where it could not."""
+    return _find_library("preload")
 
 
 def _find_library(name: str) -> Path | None:

@@ -17,15 +17,21 @@ from tests.limits import full_pipe
 
 SABOTAGE = Path(os.environ["SABOTAGE"])
 STILL = f"{SABOTAGE} of stubs"
-# At the end of a stub's model: it takes batches and hands none on, while its pulse and the other model's stub go on.
+FROZEN = f"{SABOTAGE} of an answer"
+# At the end of a stub's model: it takes batches and hands none on, while its pulse and the other model's stub go on; or
+# it is stopped when it has answered one, before Triton's code has handed the answers over.
 STANDS_STILL = f"""
 started, execute = time.time(), TritonPythonModel.execute
-still = Path({STILL!r})
+still, frozen = Path({STILL!r}), Path({FROZEN!r})
 
 def stand_still(self, requests):
     while still.exists() and still.stat().st_mtime > started and still.read_text() in self._lane.getpeername():
         time.sleep(0.05)
-    return execute(self, requests)
+    responses = execute(self, requests)
+    with contextlib.suppress(FileNotFoundError):
+        frozen.unlink()
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return responses
 
 TritonPythonModel.execute = stand_still
 """

@@ -288,6 +288,29 @@ def test_after_a_freeze_no_image_gets_the_embedding_of_another(tmp_path: Path) -
     assert outcomes["right"] > 300
 
 
+@pytest.mark.timeout(600)
+def test_a_stub_that_freezes_while_triton_takes_its_answers_away_gives_them_to_nobody_else(tmp_path: Path) -> None:
+    """Triton gives them up meanwhile."""
+    file = tmp_path / "sabotage"
+    environment, frozen = {"SABOTAGE": str(file)}, file.with_name(f"{file.name} of an answer")
+    with (
+        service(tmp_path, module="tests.faults.sabotaged", environment=environment) as running,
+        load(running, 30) as account,
+    ):
+        for _ in range(FREEZES):
+            sent, starts, family = len(account), _starts(running), running.family()
+            wait_for(lambda before=sent: len(account) > before + 300)  # type: ignore[misc]
+            frozen.touch()
+            wait_for(lambda: not frozen.exists())
+            time.sleep(FREEZE_SECONDS)
+            for each in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.resume()
+            _wait_until_healed(running, starts, account)
+    outcomes = Counter(each.outcome for each in account)
+    assert outcomes.keys() <= {"right", "500", "404", "no connection"}, (outcomes, running.output())
+
+
 def test_a_service_whose_log_nobody_reads_goes_on(tmp_path: Path) -> None:
     """As where a terminal is held: it answers what it has to log, heals, and ends."""
     file = tmp_path / "sabotage"
