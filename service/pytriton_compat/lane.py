@@ -35,6 +35,7 @@ class Lane(threading.Thread):
         model: whose batches they are.
         batches: the number of those received so far.
         in_the_works: the number of requests in the last of them, until it is answered.
+        was_let_go: whether its stub has left, in order, with nothing unanswered.
     """
 
     def __init__(self, model: str, path: Path, infer: InferenceCallable) -> None:
@@ -43,6 +44,7 @@ class Lane(threading.Thread):
         self.model = model
         self.batches = 0
         self.in_the_works = 0
+        self.was_let_go = False
         self._infer = infer
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
@@ -61,7 +63,9 @@ class Lane(threading.Thread):
 
     def _answer_batch(self, connection: socket.socket) -> bool:
         """Answer the next batch, of which nothing is kept while another one is awaited; False where there is none."""
-        if (batch := receive_batch(connection)) is None:
+        batch = receive_batch(connection)
+        if not batch:
+            self.was_let_go = batch is not None
             return False
         self.batches, self.in_the_works = self.batches + 1, len(batch)
         responses = self._infer([Request(tensors, *detail) for tensors, detail in batch])

@@ -1,4 +1,4 @@
-/* Ends a stub that has stood still with a batch in its hands, before it does anything else.
+/* Ends a stub that has stood still while its answers were on their way to Triton, before it does anything else.
 
    Triton gives up the batch of a stub that it has not heard of for 0.7 to 1 s, and takes what the stub answers later for
    the answers to its next batch: each client gets the embedding of another's image. Python sees a standstill only when
@@ -14,8 +14,8 @@ enum { STILL_MS = 600, LOOK_MS = 100 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static timer_t end;
-static long batches;
-static bool has_batch;
+static long handovers;
+static bool is_handing_over;
 
 static void end_in(long milliseconds) { /* 0: not at all */
   struct itimerspec moment = {.it_value = {.tv_nsec = milliseconds * 1000000}};
@@ -34,26 +34,26 @@ void standstill_put_off(void) {
     struct timespec pause = {.tv_nsec = LOOK_MS * 1000000};
     nanosleep(&pause, NULL);
     pthread_mutex_lock(&lock);
-    if (has_batch) end_in(STILL_MS);
+    if (is_handing_over) end_in(STILL_MS);
     pthread_mutex_unlock(&lock);
   }
 }
 
-/* A batch has come; returns its number. */
-long standstill_begin(void) {
+/* Answers are on their way to Triton; returns the number of this handover. */
+long standstill_hand_over(void) {
   pthread_mutex_lock(&lock);
-  long number = ++batches;
-  has_batch = true;
+  long number = ++handovers;
+  is_handing_over = true;
   end_in(STILL_MS);
   pthread_mutex_unlock(&lock);
   return number;
 }
 
-/* Triton has the answers to batch `number`; of no account where there is another one by now. */
-void standstill_end(long number) {
+/* Handover `number` is over; of no account where there is another one by now. */
+void standstill_handed_over(long number) {
   pthread_mutex_lock(&lock);
-  if (number == batches) {
-    has_batch = false;
+  if (number == handovers) {
+    is_handing_over = false;
     end_in(0);
   }
   pthread_mutex_unlock(&lock);

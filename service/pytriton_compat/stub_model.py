@@ -49,17 +49,19 @@ class TritonPythonModel:
         After a standstill there is none: Triton may have given up this batch, and would take its responses for those of
         the next one, each request's for another's.
         """
-        batch = self._standstill.begin()
         began = time.time()
         responses = self._responses(requests)
+        handover = self._standstill.hand_over()
         self._standstill.look()
         if began < self._standstill.ended_at + _SOON_SECONDS:
             os.kill(os.getpid(), signal.SIGKILL)
-        self._standstill.answered = batch
+        self._standstill.begun = handover
         return responses
 
     def finalize(self):
-        """Let the lane go."""
+        """Let the lane go: without this word it takes the stub for dead, with answers that nobody got."""
+        with contextlib.suppress(OSError):
+            send_batch(self._lane, [])
         self._lane.close()
 
     def _responses(self, requests):
@@ -72,7 +74,7 @@ class TritonPythonModel:
 
     def _ask(self, entries):
         """The lane's answers, None for each where there are none."""
-        if self._lane.fileno() < 0:
+        if self._lane.fileno() < 0 or not entries:
             # Without a line in the log: a service that hangs reads none, and once its pipe is full nothing can end.
             return [None] * len(entries)
         try:
@@ -105,23 +107,23 @@ class _Standstill:
 
     Attributes:
         ended_at: when it went on, by the clock on the wall.
-        answered: the number of the last batch whose answers are on their way to Triton.
+        begun: the number of the last handover to Triton.
     """
 
     def __init__(self):
         self.ended_at = 0.0
-        self.answered = 0
+        self.begun = 0
         self._looked_at, self._worked = time.time(), time.process_time()
         self._library = ctypes.CDLL(None)  # what this process was started with, `preload.so` among it
         self._is_killed = hasattr(self._library, "standstill_watch") and bool(self._library.standstill_watch())
         if self._is_killed:
-            self._library.standstill_begin.restype = ctypes.c_long
-            self._library.standstill_end.argtypes = (ctypes.c_long,)
+            self._library.standstill_hand_over.restype = ctypes.c_long
+            self._library.standstill_handed_over.argtypes = (ctypes.c_long,)
             threading.Thread(target=self._library.standstill_put_off, daemon=True).start()
 
-    def begin(self):
-        """A batch has come; its number."""
-        return self._library.standstill_begin() if self._is_killed else 0
+    def hand_over(self):
+        """From now on answers are on their way to Triton; the number of this handover."""
+        return self._library.standstill_hand_over() if self._is_killed else 0
 
     def look(self):
         """See whether more time has passed since the last look than this process has worked and slept."""
@@ -133,12 +135,12 @@ class _Standstill:
     def watch(self):
         """Look again and again."""
         while True:
-            answered = self.answered
+            handover = self.begun
             time.sleep(_LOOK_SECONDS)
             self.look()
             # Triton's code, which takes answers away, holds the lock that this thread needed to get here.
             if self._is_killed:
-                self._library.standstill_end(answered)
+                self._library.standstill_handed_over(handover)
 
 
 def _parameters(request):

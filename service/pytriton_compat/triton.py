@@ -282,7 +282,10 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         _, left = psutil.wait_procs(self._processes[1:], timeout=idle_seconds)
         if has_died(self._processes[0]):
             raise ServiceFailure("tritonserver has died before everything accepted was answered")
-        if any(lane.in_the_works and not lane.is_alive() for lane, _ in self._lanes):
+        for lane, _ in self._lanes:
+            lane.join(0 if left else _ANSWER_SECONDS)
+        # It may have taken the lane's answers and not handed them on.
+        if any(not lane.is_alive() and not lane.was_let_go for lane, _ in self._lanes):
             raise ServiceFailure("a stub has died before everything accepted was answered")
         if left and (any(pulse.fell_silent for _, pulse in self._lanes) or not self._answers("live", _LIFE_SECONDS)):
             raise ServiceFailure("tritonserver or a stub hangs before everything accepted was answered")

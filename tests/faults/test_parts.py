@@ -149,7 +149,7 @@ FAULTS: Mapping[str, Fault] = {
     ),
     "a stub is killed": _healed(_signal("embed_image_0_1", KILL), "of tritonserver has died: it is a stub"),
     "a stub hangs": _healed(
-        _signal("embed_image_0_1", STOP), "the stub of embed_image-lane-1 (hangs|gets no batches, while others do)"
+        _signal("embed_image_0_1", STOP), "the stub of embed_image-lane-1 (hangs|gets no batches)|died: it is a stub"
     ),
     "all stubs of embed_image stand still": _healed(_stubs_stand_still(""), "the canary was lost on its way to a lane"),
     "one stub of embed_image stands still": _healed(

@@ -1,4 +1,4 @@
-"""A process with a batch in its hands does not outlive a standstill, and goes on whatever else keeps it."""
+"""A process that hands answers over does not outlive a standstill, and goes on whatever else keeps it."""
 
 import os
 import signal
@@ -40,13 +40,15 @@ def _run(*lines: str) -> int:
 @pytest.mark.parametrize(
     ("lines", "exit_code"),
     [
-        (["library.standstill_begin()", "stand_still()"], -signal.SIGKILL),
-        (["keep_pythons_lock()", "library.standstill_begin()", "keep_pythons_lock()"], 0),
-        (["library.standstill_end(library.standstill_begin())", "stand_still()"], 0),
-        (["first = library.standstill_begin()", "library.standstill_begin()", "library.standstill_end(first)",
-          "stand_still()"], -signal.SIGKILL),
+        (["library.standstill_hand_over()", "stand_still()"], -signal.SIGKILL),
+        (["keep_pythons_lock()", "library.standstill_hand_over()", "keep_pythons_lock()"], 0),
+        (["library.standstill_handed_over(library.standstill_hand_over())", "stand_still()"], 0),
+        (
+            ["first = library.standstill_hand_over()", "library.standstill_hand_over()",
+             "library.standstill_handed_over(first)", "stand_still()"], -signal.SIGKILL,
+        ),
     ],
-    ids=["with a batch", "only Python stands still", "without one", "with the next batch"],
+    ids=["handing over", "only Python stands still", "handed over", "handing over the next"],
 )  # fmt: skip
-def test_who_stands_still_with_a_batch_is_killed(lines: list[str], exit_code: int) -> None:
+def test_who_stands_still_while_it_hands_over_is_killed(lines: list[str], exit_code: int) -> None:
     assert _run(*lines) == exit_code

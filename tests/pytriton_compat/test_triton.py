@@ -195,7 +195,7 @@ def test_a_drain_that_stubs_do_not_end_waits_for_what_is_in_the_works_and_no_lon
     fake: SupervisedTriton, monkeypatch: pytest.MonkeyPatch, in_the_works: int
 ) -> None:
     lane: Any = SimpleNamespace(model="embed_image", batches=7, in_the_works=in_the_works, fell_silent=False)
-    lane.is_alive = lambda: True
+    lane.is_alive, lane.join = lambda: True, lambda _: None
     fake._lanes, fake._processes = [(lane, lane)], [psutil.Process()] * 2
     monkeypatch.setattr(fake, "_ask_to", lambda *_: True)
     monkeypatch.setattr(room, "_DRAIN_SECONDS", 0.1)
