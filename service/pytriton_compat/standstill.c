@@ -10,7 +10,7 @@
 #include <stdbool.h>
 #include <time.h>
 
-enum { STILL_MS = 600, LOOK_MS = 100 };
+enum { STILL_MS = 650, LOOK_MS = 50 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static timer_t end;
