@@ -41,8 +41,8 @@ def room_for_server(library: Path | None) -> Iterator[None]:
         os.environ.setdefault(name, value)  # read by glibc at the start of a process, so not by this one
     os.environ.setdefault("PATH", os.defpath)  # PyTriton takes for granted that there is one
     open_files = max(_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    limits = _limit(resource.RLIMIT_STACK, _STACK_BYTES), _limit(resource.RLIMIT_NOFILE, open_files)
-    with limits[0], limits[1], _preloaded(library):
+    stack, files = _limit(resource.RLIMIT_STACK, _STACK_BYTES), _limit(resource.RLIMIT_NOFILE, open_files)
+    with stack, files, _preloaded(library):
         yield
 
 

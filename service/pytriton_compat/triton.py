@@ -101,7 +101,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         self._http = LocalClient(config.http_address, config.http_port)
         self._metrics = LocalClient(config.metrics_address, config.metrics_port) if config.allow_metrics else None
         self._stub_bytes = stub_bytes
-        self._batch_strategy, self._preload = find_batch_strategy(), find_preload()
+        self._batch_strategy, self._preload = find_library("batchstrategy"), find_library("preload")
         if self._batch_strategy is None or self._preload is None:
             logger.warning(
                 "no C compiler was there at setup: a request that lies about a length fails all that share its batch,"
@@ -420,17 +420,8 @@ def _is_shared_memory_scarce() -> bool:
     return usage.used > usage.free
 
 
-def find_batch_strategy() -> Path | None:
-    """The library that setup has made of `batch_strategy.c`; None where it could not."""
-    return _find_library("batchstrategy")
-
-
-def find_preload() -> Path | None:
-    """The library that setup has made for tritonserver and its stubs to load first; None where it could not."""
-    return _find_library("preload")
-
-
-def _find_library(name: str) -> Path | None:
+def find_library(name: str) -> Path | None:
+    """A library that setup has made of the C files here (`pyproject.toml` says which); None where it could not."""
     return max(_HERE.glob(f"{name}*.so"), key=os.path.getmtime, default=None)
 
 

@@ -17,7 +17,7 @@ import requests
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
-from service.pytriton_compat.triton import find_batch_strategy
+from service.pytriton_compat.triton import find_library
 from tests.integration.clients import RAW_HEADERS, base64_text, embed_triton_grpc, post_json, post_raw, triton_input
 from tests.integration.load import load
 from tests.integration.reference import CHECKPOINT, photographs
@@ -78,7 +78,7 @@ def test_with_grpc_alone_it_embeds_and_a_batch_that_triton_has_refused_does_not_
         assert _infer_wherever_it_listens(running) == {403}
         outcomes = _send_lies_among_images(running.grpc_port)
         refused = "incomplete string data for inference input 'INPUT_IMAGE'"  # by which our client knows a neighbour's
-        alone = find_batch_strategy() is not None
+        alone = find_library("batchstrategy") is not None
         assert set(outcomes) <= {"embedded", refused}
         assert outcomes[refused] == 20 if alone else outcomes[refused] > 20
         assert running.stop() == 0, running.output()

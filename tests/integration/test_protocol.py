@@ -23,7 +23,7 @@ import psutil
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from service.pytriton_compat.triton import find_batch_strategy
+from service.pytriton_compat.triton import find_library
 from service.settings import load_settings
 from tests.images import sample
 from tests.integration.clients import RAW_HEADERS, post_raw, read_raw_answer
@@ -452,7 +452,7 @@ def test_a_grpc_stream_goes_on_after_each_bad_request(channel: grpc.Channel) -> 
     assert sorted(bool(answer.error_message) for answer in answers) == [False] * 4 + [True] * 4
 
 
-@pytest.mark.skipif(find_batch_strategy() is None, reason="setup has found no C compiler")
+@pytest.mark.skipif(find_library("batchstrategy") is None, reason="setup has found no C compiler")
 def test_a_lie_about_a_length_fails_alone(unharmed: ServiceProcess, channel: grpc.Channel) -> None:
     """Every third of 300 requests announces more bytes than it has, over gRPC and as binary tensor data over HTTP."""
     rows = b"".join(struct.pack("<I", len(image)) + image for image in photographs())

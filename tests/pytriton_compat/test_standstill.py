@@ -8,9 +8,9 @@ import threading
 
 import pytest
 
-from service.pytriton_compat.triton import find_preload
+from service.pytriton_compat.triton import find_library
 
-PRELOAD = find_preload()
+PRELOAD = find_library("preload")
 pytestmark = pytest.mark.skipif(PRELOAD is None, reason="setup has found no C compiler")
 
 STUB = f"""

@@ -218,10 +218,15 @@ def test_a_lane_keeps_nothing_of_a_batch_while_it_waits_for_the_next(stub: tuple
         assert time.monotonic() < deadline
 
 
-@pytest.mark.parametrize("leave", [lambda model: model.finalize(), lambda model: model._lane.close()])
-def test_a_lane_ends_when_its_stub_leaves(stub: tuple[Any, Lane], leave: Callable[[Any], None]) -> None:
+@pytest.mark.parametrize(
+    ("leave", "was_let_go"), [(lambda model: model.finalize(), True), (lambda model: model._lane.close(), False)]
+)
+def test_a_lane_ends_when_its_stub_leaves_and_knows_whether_it_was_let_go(
+    stub: tuple[Any, Lane], leave: Callable[[Any], None], was_let_go: bool
+) -> None:
+    """A stub that is killed may have answers that nobody got."""
     model, lane = stub
     assert _told(model.execute([_request(b"1")])) == [{"EMBEDDING": [[1.0, 0.0]]}]
     leave(model)
     lane.join(JOIN_SECONDS)
-    assert not lane.is_alive()
+    assert not lane.is_alive() and lane.was_let_go == was_let_go

@@ -190,6 +190,22 @@ def test_a_workspace_that_lies_too_deep_for_a_socket_is_refused(tmp_path: Path) 
         _triton(deep, 1).bind("model", [lambda _: []], tensors, tensors, parameters={})
 
 
+@pytest.mark.parametrize("was_let_go", [True, False])
+def test_a_drain_is_no_success_where_a_stub_has_died_with_answers_that_its_lane_has_sent(
+    fake: SupervisedTriton, monkeypatch: pytest.MonkeyPatch, was_let_go: bool
+) -> None:
+    lane: Any = SimpleNamespace(model="embed_image", batches=7, in_the_works=0, was_let_go=was_let_go)
+    lane.is_alive, lane.join = lambda: False, lambda _: None
+    fake._lanes, fake._processes = [(lane, lane)], [psutil.Process()]
+    monkeypatch.setattr(fake, "_ask_to", lambda *_: True)
+    if not was_let_go:
+        with pytest.raises(ServiceFailure, match=r"^a stub has died before everything accepted was answered$"):
+            fake.drain(0)
+    else:
+        fake.drain(0)
+    assert fake._drained == was_let_go
+
+
 @pytest.mark.parametrize("in_the_works", [0, 1])
 def test_a_drain_that_stubs_do_not_end_waits_for_what_is_in_the_works_and_no_longer_than_it_may(
     fake: SupervisedTriton, monkeypatch: pytest.MonkeyPatch, in_the_works: int
