@@ -149,14 +149,18 @@ FAULTS: Mapping[str, Fault] = {
     ),
     "a stub is killed": _healed(_signal("embed_image_0_1", KILL), "of tritonserver has died: it is a stub"),
     "a stub hangs": _healed(
-        _signal("embed_image_0_1", STOP), "the stub of embed_image-lane-1 (hangs|gets no batches)|died: it is a stub"
+        _signal("embed_image_0_1", STOP),
+        "the stub of embed_image-lane-1 (hangs|gets no batches, while others do)|died: it is a stub",
     ),
     "all stubs of embed_image stand still": _healed(_stubs_stand_still(""), "the canary was lost on its way to a lane"),
     "one stub of embed_image stands still": _healed(
         _stubs_stand_still("lane-1"), "the stub of embed_image-lane-1 gets no batches"
     ),
     "siglip's stub is killed": _healed(_signal("siglip_0_0", KILL), "of tritonserver has died: it is a stub"),
-    "siglip's stub hangs": _healed(_signal("siglip_0_0", STOP), "the stub of siglip-lane-0 hangs"),
+    "siglip's stub hangs": _healed(
+        _signal("siglip_0_0", STOP),
+        "the stub of siglip-lane-0 hangs|died: it is a stub",  # as it hands answers over
+    ),
     "the service is killed": Fault(lambda running, _: running.process.kill(), "", -KILL),
     "the service hangs": _healed(_stop_the_service, "of tritonserver has died"),
     "the encoder raises": Fault(_sabotage("raises"), "the encoder on cpu fails batch after batch"),
