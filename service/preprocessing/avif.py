@@ -11,6 +11,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 
 from service.errors import CorruptImage, UnsupportedFormat
 from service.preprocessing.av1 import Frames, frames_of
@@ -35,20 +36,21 @@ def announced_frames(data: bytes) -> Frames:
             streams += _first_samples(data, start, end, steps, _PATH_TO_SAMPLES)
     largest = [(0, 0)]
     total = pixels = 0
-    # Equal items may share their bytes, but no two need to be read then; they are all decoded.
+    # Equal items may share their bytes, but no two need to be read then. They are all decoded, and counted as often: a
+    # frame of a few pixels takes as long as one of thousands.
     for extents, times in Counter(map(tuple, streams)).items():
         total += sum(size for _, size in extents)
         if total > len(data):
             raise CorruptImage("the AVIF's items announce more bytes than it has")
         stream = b"".join(data[start : start + size] for start, size in extents)
-        frames = frames_of(stream, partial(_count, steps))
+        frames = frames_of(stream, partial(_count, steps, times))
         largest.append(frames.largest)
         pixels += times * frames.pixels
     return Frames(max(largest, key=lambda size: size[0] * size[1]), pixels)
 
 
-def _count(steps: Iterator[int]) -> None:
-    if next(steps, None) is None:
+def _count(steps: Iterator[int], number: int = 1) -> None:
+    if next(islice(steps, number - 1, None), None) is None:
         raise UnsupportedFormat(f"an AVIF of more than {MAX_PARTS} parts is not read; save it anew")
 
 

@@ -34,7 +34,11 @@ def fills_memory(data: bytes) -> bool:
     """
     library = ctypes.CDLL(_imaging.__file__)
     library.TIFFFdOpen.restype = ctypes.c_void_p
-    with os.fdopen(os.memfd_create("tiff"), "r+b") as file:
+    try:
+        descriptor = os.memfd_create("tiff")
+    except OSError as error:  # too many open files, for one: no fault of the image
+        raise MemoryError(str(error)) from error
+    with os.fdopen(descriptor, "r+b") as file:
         file.write(data)
         file.seek(0)
         tiff = ctypes.c_void_p(library.TIFFFdOpen(file.fileno(), b"", b"rC"))

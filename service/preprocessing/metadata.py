@@ -24,7 +24,7 @@ MAX_TABLE_BYTES = 1 << 16
 MAX_CHUNKS = 1 << 16
 MAX_GIF_BLOCKS = 1 << 16
 MAX_TAGS = 1 << 12
-MAX_STRIPS = 1 << 16  # or tiles
+MAX_STRIPS = 1 << 15  # or tiles; each takes LZMA's decoder 24 µs to set up
 MAX_NUMBER_BYTES = 400_000  # of all other tags; a transfer function, the longest of TIFF 6.0, has 393,216
 _MAX_TEXT = 1 << 20
 
@@ -52,9 +52,11 @@ _TIFF_TYPE_SIZES = {
     1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8,
 }  # fmt: skip
 _TIFF_BYTE_TYPES = (1, 2, 7)  # Pillow makes numbers of all others
-_TIFF_SIGNED_LONG_8 = 17
-# Tags that say how much there is to decode, and how.
+# Tags that say how much there is to decode, and how; of all but some, one number. Pillow reads more types than libtiff
+# in them, and the first of several numbers; libtiff knows a type that Pillow does not.
 _TIFF_LAYOUT = {*range(256, 260), 262, 266, 273, *range(277, 280), 284, *range(322, 326)}
+_TIFF_LAYOUT_OF_MANY = {258, 259, 273, 279, 324, 325}
+_TIFF_LAYOUT_TYPES = {3, 4, 6, 8, 9, 16}
 _TIFF_WHOLE_NUMBERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 _TIFF_COMPRESSION = 259
 # libtiff's own; not WebP, JPEG 2000 and others that few programs write.
@@ -287,8 +289,9 @@ def _check_tiff(data: bytes) -> None:
     for number, (tag, kind, count, values) in enumerate(_tiff_tags(data)):
         if number == MAX_TAGS:
             raise UnsupportedFormat(f"a TIFF of more than {MAX_TAGS} tags is not read; save it without metadata")
-        # Of two values Pillow takes the last and libtiff the first, and this type libtiff alone knows.
-        if tag in _TIFF_LAYOUT and (tag in seen or kind == _TIFF_SIGNED_LONG_8):
+        # Of two tags Pillow takes the last and libtiff the first.
+        is_one = kind in _TIFF_LAYOUT_TYPES and (count == 1 or tag in _TIFF_LAYOUT_OF_MANY) and tag not in seen
+        if tag in _TIFF_LAYOUT and not is_one:
             raise CorruptImage("the TIFF's tags can be read in two ways")
         seen.add(tag)
         size = count * _TIFF_TYPE_SIZES.get(kind, 0)

@@ -18,9 +18,10 @@ _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _STRIP_PIXELS = 1 << 18
 # For each strip of these Pillow makes a transform anew, which takes half as long as the strip above.
 _LAB_STRIP_PIXELS = 1 << 22
-_YCBCR = 6  # a TIFF's photometric interpretation
+_RGB, _YCBCR = 2, 6  # a TIFF's photometric interpretations
 _PLANES = 2  # a TIFF's planar configuration
 _JPEG_AND_FAX = (2, 4, 7, 32771)  # a TIFF's compressions
+_OLD_JPEG = 6
 _UNASSOCIATED_ALPHA = 2  # a TIFF's extra sample
 # What Pillow multiplies the samples of a gray PNG by that have 2 or 4 bits.
 _GRAY_STEPS = {"L;2": 85, "L;4": 17}
@@ -36,16 +37,31 @@ def is_misread(image: ImageFile.ImageFile) -> bool:
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return False
     tags, is_raw = image.tag_v2, image.tile[0].codec_name == "raw"
+    if tags.get(TiffImagePlugin.COMPRESSION) == _OLD_JPEG:
+        return _is_odd_old_jpeg(image)
     photometric = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0)
     if tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) != _PLANES:
         return bool(is_raw and photometric == _YCBCR)
     extra = tags.get(TiffImagePlugin.EXTRASAMPLES, ())
     is_alpha_read = image.mode == "RGBA" and len(extra) == 1 and (not is_raw or extra == (_UNASSOCIATED_ALPHA,))
-    if image.mode == "LAB" or (image.mode in ("LA", "RGBA") and not is_alpha_read):
+    if image.mode == "LAB" or (image.mode in ("LA", "PA", "RGBA") and not is_alpha_read):
         return True
     bits = set(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
     is_plain = bits == {8} or image.mode == "1"
     return is_raw and (not is_plain or photometric in (0, _YCBCR) or tags.get(TiffImagePlugin.FILLORDER, 1) != 1)
+
+
+def _is_odd_old_jpeg(image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Whether Pillow takes its samples for YCbCr and libtiff does not, or it has planes of several strips.
+
+    Pillow would read four bytes of each pixel's three, and so what stands in memory behind the last tile; and for each
+    strip of a plane libtiff decodes all that are before it. Where there is one strip, libtiff knows of no planes.
+    """
+    tags = image.tag_v2
+    parts = [len(tags.get(tag, ())) for tag in (TiffImagePlugin.STRIPOFFSETS, TiffImagePlugin.STRIPBYTECOUNTS)]
+    if tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == _PLANES and parts != [1, 1]:
+        return True
+    return image.mode == "RGB" and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, _YCBCR) not in (_RGB, _YCBCR)
 
 
 def load(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
@@ -154,7 +170,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         gray = ~gray
     if "transparency" not in image.info:
         return Image.fromarray(gray)
-    alpha = np.where(samples == image.info["transparency"], 0, 255).astype(np.uint8)
+    alpha = (samples != image.info["transparency"]) * np.uint8(255)
     return Image.fromarray(np.dstack([gray, alpha]))
 
 

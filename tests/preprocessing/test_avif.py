@@ -130,6 +130,8 @@ def test_an_avif_of_too_many_deep_or_overlapping_pieces_does_no_harm() -> None:
     assert announced_frames(_box(b"ftyp", b"avif") + _box(b"moov", deep)) == Frames((0, 0), 0)
     with pytest.raises(UnsupportedFormat, match="parts"):
         announced_frames(_avif_of(b"\x12\0" * MAX_PARTS))
+    with pytest.raises(UnsupportedFormat, match="parts"):  # equal ones are read once, and decoded as often as they are
+        announced_frames(_avif_of(b"\x12\0" * (MAX_PARTS // 50), items=50))
     whole = _avif_of(_av1_unit(""), b"")
     with pytest.raises(CorruptImage, match="more bytes"):
         announced_frames(whole.replace(struct.pack(">II", 0, 106), struct.pack(">II", 0, 10**6)))

@@ -9,6 +9,7 @@ import re
 import struct
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
@@ -37,6 +38,7 @@ from tests.images import (
     encode,
     oriented,
     picture,
+    png_16_bit,
     png_chunk,
     png_header,
     sample,
@@ -399,6 +401,18 @@ def test_strips_of_an_image_are_the_same_image(name: str, monkeypatch: pytest.Mo
     whole = PLAIN.decode(sample(name).data).pixels
     monkeypatch.setattr("service.preprocessing.pillow_compat._STRIP_PIXELS", 100)
     np.testing.assert_array_equal(PLAIN.decode(sample(name).data).pixels, whole)
+
+
+def test_gray_of_16_bits_with_a_transparent_value_takes_few_bytes_a_pixel() -> None:
+    samples = np.arange(10**6, dtype=np.uint32).reshape(1000, 1000).astype(np.uint16)
+    data = png_16_bit(samples, 0, png_chunk(b"tRNS", b"\0\7"))
+    tracemalloc.start()
+    try:
+        PLAIN.decode(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 9 * samples.size
 
 
 @pytest.mark.parametrize("name", SMALL_NAMES)

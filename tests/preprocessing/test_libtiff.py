@@ -1,21 +1,24 @@
 """What libtiff does not fill shows nobody's memory, and what it fills is read."""
 
 import io
+import struct
+import zlib
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from service.errors import CorruptImage
+from service.errors import CorruptImage, UnsupportedFormat
 from service.preprocessing.decode import Decoder
 from service.preprocessing.libtiff import MAX_SCANS
-from tests.hostile_images import scans, tiff
+from tests.hostile_images import Tag, scans, tiff
 from tests.images import encode, picture
+from tests.limits import open_files
 
 DECODER = Decoder(2**25, 50_000_000)
 WIDTH, HEIGHT = 61, 48
-RUN_LENGTHS, GROUP_4, JPEG = 2, 4, 7
+RUN_LENGTHS, GROUP_4, OLD_JPEG, JPEG = 2, 4, 6, 7
 FAX = {RUN_LENGTHS: "tiff_ccitt", GROUP_4: "group4"}
 
 
@@ -83,3 +86,65 @@ def test_a_jpeg_in_a_tiff_has_few_scans(number: int) -> None:
             DECODER.decode(_of_one_part(JPEG, content))
     else:
         assert DECODER.decode(_of_one_part(JPEG, content)).pixels.shape == (HEIGHT, WIDTH, 3)
+
+
+def test_a_lack_of_files_is_not_blamed_on_the_client() -> None:
+    data = _of_one_part(GROUP_4, _fax(GROUP_4, WIDTH, HEIGHT))
+    with open_files(0), pytest.raises(MemoryError):
+        DECODER.decode(data)
+
+
+def _old_jpeg(photometric: int, planar: int = 1, strips: int = 0) -> bytes:
+    """A TIFF of 16 x 16 pixels of three samples in one tile, or in strips that all hold the same."""
+    content = scans(0xC0, 3, 16, [(0, 63, 0, 0, bytes(9))], 3)
+    tags = {256: 16, 257: 16, 258: 8, 259: OLD_JPEG, 262: photometric, 277: 3, 284: planar}
+    tags |= {278: 16 if strips == 1 else 8} if strips else {322: 16, 323: 16}
+    entries: list[Tag] = [(tag, 4, 1, value) for tag, value in tags.items()]
+    entries, parts = [*entries, (530, 3, 2, b"\1\0\1\0")], max(strips, 1)
+    begin = 8 + 2 + 12 * (len(entries) + 2) + 4
+    places = struct.pack(f"<{2 * parts}I", *[begin] * parts, *[9] * parts) if parts > 1 else b""
+    starts, sizes = (begin, begin + 4 * parts) if parts > 1 else (begin, len(content))
+    first = 273 if strips else 324
+    return tiff([*entries, (first, 4, parts, starts), (279 if strips else 325, 4, parts, sizes)], places + content)
+
+
+@pytest.mark.parametrize("photometric", [2, 6])
+@pytest.mark.parametrize("layout", [(1, 0), (1, 1), (2, 1)], ids=["tile", "strip", "planes that are none"])
+def test_an_old_jpeg_is_read(photometric: int, layout: tuple[int, int]) -> None:
+    assert (DECODER.decode(_old_jpeg(photometric, *layout)).pixels == 128).all()
+
+
+@pytest.mark.parametrize("odd", [(1, 1), (5, 1), (8, 1), (6, 2, 6)], ids=["gray", "CMYK", "LAB", "planes"])
+def test_an_old_jpeg_that_pillow_and_libtiff_read_otherwise_is_refused(odd: tuple[int, ...]) -> None:
+    """Pillow would read behind the memory of the tile, and libtiff decode each strip's predecessors anew."""
+    with pytest.raises(UnsupportedFormat, match="samples stored"):
+        DECODER.decode(_old_jpeg(*odd))
+
+
+@pytest.mark.parametrize(
+    "photometric",
+    [(11, 1, struct.pack("<f", 6)), (13, 1, 6), (3, 2, struct.pack("<HH", 6, 2))],
+    ids=["fraction", "directory", "two numbers"],
+)
+def test_colours_that_pillow_alone_knows_do_not_show_the_memory_behind_a_tile(
+    photometric: tuple[int, int, bytes | int],
+) -> None:
+    """It would take each pixel's three bytes for four."""
+    content = zlib.compress(bytes(64 * 64 * 3))
+    tags = {256: 64, 257: 64, 258: 8, 259: 8, 277: 3, 322: 64, 323: 64, 324: 8 + 2 + 12 * 10 + 4, 325: len(content)}
+    entries = [(tag, 4, 1, value) for tag, value in tags.items()]
+    assert DECODER.decode(tiff([*entries, (262, 4, 1, 6)], content)).pixels.shape == (64, 64, 3)
+    with pytest.raises(CorruptImage, match="in two ways"):
+        DECODER.decode(tiff([*entries, (262, *photometric)], content))
+
+
+def test_planes_of_a_palette_and_alpha_are_refused() -> None:
+    """Pillow would find alpha zero everywhere."""
+    content = zlib.compress(b"\1\xff")
+    begin = 8 + 2 + 12 * 12 + 4
+    values = {256: 2, 257: 1, 258: 8, 259: 8, 262: 3, 277: 2, 278: 1, 284: 2, 338: 2}
+    tags: list[Tag] = [(tag, 3, 1, value) for tag, value in values.items()]
+    tags += [(273, 4, 2, begin), (279, 4, 2, begin + 8), (320, 3, 768, begin + 16)]
+    tail = struct.pack("<4I", *[begin + 16 + 2 * 768] * 2, *[len(content)] * 2) + bytes(2 * 768) + content
+    with pytest.raises(UnsupportedFormat, match="samples stored"):
+        DECODER.decode(tiff(tags, tail))
