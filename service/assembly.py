@@ -4,13 +4,12 @@ Comes in: the settings, and the cores to share. Goes out: a pipeline a device, a
 must not know who sends images: the server and the bulk job build the same here.
 """
 
-import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from functools import partial
 
 from service.cache import EmbeddingCache
-from service.canary import Embed, marked_canary, same_direction
+from service.canary import Embed, canary_image, same_direction
 from service.cores import Cores
 from service.errors import Fault, StartupFault
 from service.metrics import Metrics
@@ -69,7 +68,8 @@ def build_pipelines(
         settings.background_rgb,
     )
     cache = EmbeddingCache(settings.cache_mb * 2**20) if settings.cache_mb else None
-    return [Pipeline(decoder, preprocessor, encoder, cores, helpers, metrics, cache) for encoder in encoders]
+    shared = (cores, helpers, metrics, cache, canary_image())
+    return [Pipeline(decoder, preprocessor, encoder, *shared) for encoder in encoders]
 
 
 def by_device(pipelines: Sequence[Pipeline]) -> list[Embed]:
@@ -89,9 +89,8 @@ def known_embedding(pipelines: Sequence[Pipeline]) -> Embedding:
         StartupFault: it becomes nothing, or nothing that makes sense, or another embedding on another device.
     """
     embeddings: list[Embedding] = []
-    for number, pipeline in enumerate(pipelines):
-        # Marked, or the cache that they share would answer for all but the first, and later for that one, too.
-        (outcome,) = pipeline.embed([Row(marked_canary(f"{number} at {time.monotonic_ns()}"), False)])
+    for pipeline in pipelines:
+        (outcome,) = pipeline.embed([Row(canary_image(), False)])
         if isinstance(outcome, Fault):
             raise StartupFault(f"the image that the service tests itself with cannot be embedded: {outcome}")
         embeddings.append(outcome)

@@ -8,7 +8,6 @@ It must not know of the service's parts.
 import base64
 import http.client
 import io
-import itertools
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -37,8 +36,6 @@ _SECONDS = 5.0
 _OF_A_WHOLE_BATCH = (b"incomplete string data for inference input", b"increase the shared memory pool size")
 # The size of the batch that an image is in changes its last bits: in bfloat16 by a cosine of 0.9999 or so.
 _LEAST_COSINE = 0.999
-# Of the whole process: the cache of embeddings outlives a tritonserver and its canary.
-_MARKS = map(str, itertools.count())
 
 
 def canary_image() -> bytes:
@@ -50,22 +47,12 @@ def canary_image() -> bytes:
     return buffer.getvalue()
 
 
-def canary_request(mark: str, **parameters: int) -> bytes:
-    """The JSON request that embeds the image, whatever the service's defaults are.
-
-    Args:
-        mark: makes it a new image, see `marked_canary`.
-        parameters: more of them for the request.
-    """
-    text = base64.b64encode(marked_canary(mark)).decode()
+def canary_request(**parameters: int) -> bytes:
+    """The JSON request that embeds the image, whatever the service's defaults are; with more `parameters`."""
+    text = base64.b64encode(canary_image()).decode()
     tensor = {"name": "INPUT_IMAGE", "shape": [1, 1], "datatype": "BYTES", "data": [text]}
     asked = {"base64_encoded": True, "normalize": False, **parameters}
     return json.dumps({"inputs": [tensor], "parameters": asked}).encode()
-
-
-def marked_canary(mark: str) -> bytes:
-    """The image as one that the cache of embeddings does not know; nothing behind a JPEG's end is read."""
-    return canary_image() + mark.encode()
 
 
 def read_canary(body: bytes) -> Embedding:
@@ -125,7 +112,7 @@ class Canary:
         return answer if tells or self._devices_embed() else "refused"
 
     def _send_by_http(self) -> Answer:
-        status, body = self._client.post(CANARY_PATH, canary_request(next(_MARKS)), _SECONDS)
+        status, body = self._client.post(CANARY_PATH, canary_request(), _SECONDS)
         if status == http.client.OK:
             self._compare(read_canary(body))
             return "right"
@@ -139,7 +126,7 @@ class Canary:
         Raises:
             ServiceFailure: one makes another than it should.
         """
-        embeddings = [embed(marked_canary(next(_MARKS))) for embed in self._devices]
+        embeddings = [embed(canary_image()) for embed in self._devices]
         for embedding in embeddings:
             if embedding is not None:
                 self._compare(embedding)

@@ -8,10 +8,12 @@ import math
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 _MEMBERSHIPS = Path("/proc/self/cgroup")
 _CONTROL_GROUPS = Path("/sys/fs/cgroup")
+_START_SECONDS = 60.0
 
 
 class Cores:
@@ -34,6 +36,17 @@ class Cores:
 
     def _share(self, users: int) -> int:
         return self.count // users
+
+    def threads(self, name: str) -> ThreadPoolExecutor:
+        """A thread for each core, all of them started: later the system may have none left.
+
+        Raises:
+            RuntimeError: it has none now.
+        """
+        threads, all_there = ThreadPoolExecutor(self.count, name), threading.Barrier(self.count, timeout=_START_SECONDS)
+        for started in [threads.submit(all_there.wait) for _ in range(self.count)]:
+            started.result()
+        return threads
 
     @contextlib.contextmanager
     def share(self) -> Iterator[int]:

@@ -18,6 +18,7 @@ from service.settings import load_settings
 
 _FILES = (
     "config.json",
+    "adapter_config.json",
     "preprocessor_config.json",
     "processor_config.json",
     "*.safetensors",

@@ -58,6 +58,7 @@ class Pipeline:
         helpers: Executor,
         metrics: Metrics,
         cache: EmbeddingCache | None = None,
+        canary: bytes | None = None,
     ) -> None:
         """Join the stages.
 
@@ -65,6 +66,7 @@ class Pipeline:
             cores: what a batch decodes on; the calling thread is the first to use them.
             helpers: threads that use the others.
             cache: where the embeddings of repeated images come from; None encodes every image.
+            canary: the image that is encoded each time all the same.
         """
         self._decoder = decoder
         self._preprocessor = preprocessor
@@ -73,6 +75,7 @@ class Pipeline:
         self._helpers = helpers
         self._metrics = metrics
         self._cache = cache
+        self._canary = canary
 
     def embed(self, rows: Sequence[Row]) -> list[Outcome]:
         """Each row's embedding (float32 `[D]`) or its fault, in the rows' order. Never raises for a row's sake."""
@@ -93,7 +96,7 @@ class Pipeline:
         new = {digest: image for digest, image in zip(digests, images, strict=True) if digest not in outcomes}
         for digest, outcome in zip(new, self._embed_all(list(new.values())), strict=True):
             outcomes[digest] = outcome
-            if not isinstance(outcome, Fault):
+            if not isinstance(outcome, Fault) and new[digest] != self._canary:
                 cache.put(digest, outcome)
         self._metrics.repeated(len(images) - len(new))
         return [outcomes[digest] for digest in digests]

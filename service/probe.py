@@ -16,7 +16,6 @@ import http.client
 import json
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -63,7 +62,7 @@ def probe(client: LocalClient, seconds: float) -> str:
     if client.get("/v2/health/ready", seconds)[0] != http.client.OK:
         raise ServiceFailure("it is not ready")
     dimension = _dimension(client, seconds)
-    request = canary_request(f"probe {time.time_ns()}", timeout=int(seconds * _QUEUE_SHARE * 1e6))
+    request = canary_request(timeout=int(seconds * _QUEUE_SHARE * 1e6))
     status, body = client.post(CANARY_PATH, request, seconds)
     if is_crowded_out(status, body):
         return f"able, but busy: {_text(body)}"

@@ -10,7 +10,6 @@ import secrets
 import signal
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from service import __version__
@@ -51,7 +50,7 @@ def serve(settings: Settings) -> None:
     preprocessor, encoders, digest = load_encoders(settings, cores, metrics)
     facts = _facts(settings, encoders, digest)
     _introduce(encoders, facts, metrics)
-    helpers = ThreadPoolExecutor(cores.count, thread_name_prefix="decode")
+    helpers = cores.threads("decode")
     shutdown = _shutdown_on_signals()
     pipelines = build_pipelines(settings, preprocessor, encoders, cores, helpers, metrics)
     known = known_embedding(pipelines)

@@ -64,6 +64,20 @@ def test_never_more_users_than_cores_and_no_core_stays_taken() -> None:
         assert alone == 4
 
 
+def test_threads_are_there_before_the_system_has_none_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is missing at the first large batch would fail it, and each one after it."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    threads, together = Cores(4).threads("work"), threading.Barrier(4, timeout=60)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    work = [threads.submit(lambda: (together.wait(), threading.current_thread().name)[1]) for _ in range(4)]
+    assert sorted(each.result() for each in work) == [f"work_{number}" for number in range(4)]
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        Cores(4).threads("work")
+
+
 @pytest.mark.parametrize(
     ("memberships", "files", "count"),
     [

@@ -87,7 +87,7 @@ def test_text_tower_names_held_out_drawings() -> None:
 
 def test_training_repeats_itself_and_writes_a_loadable_checkpoint(tmp_path: Path) -> None:
     for name in ("first", "again"):
-        train(tmp_path / name, seed=3, steps=2)
+        train(tmp_path / name, seed=3, steps=1)
     weights = (tmp_path / "first" / "model.safetensors").read_bytes()
     assert weights == (tmp_path / "again" / "model.safetensors").read_bytes()
     assert weights != (CHECKPOINT / "model.safetensors").read_bytes()

@@ -9,7 +9,6 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from service.assembly import build_pipelines, known_embedding, load_encoders
 from service.cores import Cores
@@ -37,7 +36,7 @@ class Embedder:
         """Load all of it; raises StartupFault as the service does."""
         metrics = Metrics()
         preprocessor, encoders, self.fingerprint = load_encoders(settings, cores, metrics)
-        helpers = ThreadPoolExecutor(cores.count, thread_name_prefix="decode")
+        helpers = cores.threads("decode")
         self._pipelines = build_pipelines(settings, preprocessor, encoders, cores, helpers, metrics)
         self.dimension = encoders[0].dimension
         self.lanes = settings.lanes or encoders[0].lanes

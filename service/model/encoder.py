@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import AutoConfig, SiglipVisionConfig, SiglipVisionModel
+from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from service.cores import Cores
@@ -341,6 +342,7 @@ def _load_vision_config(checkpoint: str, revision: str | None) -> SiglipVisionCo
     try:
         # Not told, it would ask at the terminal whether to run the checkpoint's own code, and wait.
         config = AutoConfig.from_pretrained(checkpoint, revision=revision, trust_remote_code=False)
+        adapter = find_adapter_config_file(checkpoint, revision=revision)
     except Exception as error:
         raise StartupFault(f"checkpoint {checkpoint!r} cannot be read: {_first_line(error)}") from error
     vision_config = getattr(config, "vision_config", config)
@@ -353,6 +355,11 @@ def _load_vision_config(checkpoint: str, revision: str | None) -> SiglipVisionCo
         raise StartupFault(f"checkpoint {checkpoint!r} is quantised; serve the one that it was made of")
     if not getattr(vision_config, "vision_use_head", True):
         raise StartupFault(f"checkpoint {checkpoint!r} has no pooling head, so it gives no embeddings")
+    # transformers adds it to the weights where peft is installed, and passes over it without a word where it is not.
+    if adapter:
+        raise StartupFault(f"checkpoint {checkpoint!r} has an adapter beside its weights; merge the two or take it out")
+    # The name of the weights' file where it is not the usual one, which may be there as well.
+    vision_config.transformers_weights = getattr(config, "transformers_weights", None)
     return vision_config
 
 

@@ -35,7 +35,7 @@ def _send(numbers: "itertools.count[int]") -> None:
 def _outcome(number: int) -> str:
     connection = http.client.HTTPConnection("127.0.0.1", 8000, timeout=60)
     try:
-        connection.request("POST", CANARY_PATH, canary_request(f"load {number}"))
+        connection.request("POST", CANARY_PATH, canary_request())
         response = connection.getresponse()
         body = response.read()
     except (OSError, http.client.HTTPException):

@@ -79,6 +79,13 @@ def test_what_is_not_the_hubs_or_not_whole_is_refused_in_one_line(hub: FakeHub, 
     assert "other bytes than the hub's" in refusal(HUB_ID, "--revision", COMMIT, "--to", str(folder))
 
 
+def test_an_adapter_comes_along_and_is_not_passed_over(tmp_path: Path) -> None:
+    files = {path.name: path.read_bytes() for path in CHECKPOINT.iterdir()}
+    with fake_hub({**files, "adapter_config.json": b"{}"}) as hub:
+        fetched = fetch(hub, tmp_path, HUB_ID, "--revision", COMMIT)
+    assert fetched.returncode == 1 and "has an adapter" in fetched.stderr
+
+
 @pytest.fixture
 def pickled() -> Iterator[FakeHub]:
     files = {name: (CHECKPOINT / name).read_bytes() for name in ("config.json", "preprocessor_config.json")}

@@ -338,6 +338,10 @@ def _broken_config(folder: Path) -> None:
     (folder / "config.json").write_text("{")
 
 
+def _add_adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+
+
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "cannot be read: .*"),
     "broken config": (_broken_config, "cannot be read: .*not a valid JSON"),
@@ -356,6 +360,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"contradicts itself: its weights have encoder.layers.0.mlp.fc1.bias in the shape \[96\], .* \[48\]",
     ),
     "gray images": (_change_config(num_channels=1), "reads images of 1 channels"),
+    "an adapter": (_add_adapter, "has an adapter beside its weights"),
     "cut weights": (_cut_weights, "has no readable weights .*incomplete"),
     "heads that do not divide": (_change_config(num_attention_heads=5), "divisible"),
     "a size of words": (_change_config(hidden_size="big"), "cannot be read: .*hidden_size"),
@@ -391,13 +396,19 @@ def test_a_missing_folder_is_not_looked_for_on_the_hub(checkpoint: str) -> None:
         load_model(checkpoint, None, random_weights=False)
 
 
-def test_a_checkpoint_of_both_towers_gives_its_vision_tower(tmp_path: Path, batch: Batch) -> None:
+@pytest.mark.parametrize("name", [None, "siglip.safetensors"])
+def test_a_checkpoint_of_both_towers_gives_its_vision_tower(tmp_path: Path, batch: Batch, name: str | None) -> None:
+    """From the file that its configuration names: the usual one may hold something else."""
     text = {**SHAPE, "vocab_size": 50, "max_position_embeddings": 8}
     vision = {**SHAPE, "image_size": 64, "patch_size": 16}
     model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).eval()
     model.save_pretrained(tmp_path)
     with torch.inference_mode():
         expected = model.get_image_features(torch.from_numpy(batch.pixel_values)).pooler_output.numpy()
+    if name:
+        (tmp_path / "model.safetensors").rename(tmp_path / name)
+        _change_config(transformers_weights=name)(tmp_path)
+        save_file(_tiny_model().state_dict(), tmp_path / "model.safetensors")
     loaded = load_model(str(tmp_path), None, random_weights=False)
     assert type(loaded) is SiglipVisionModel and loaded.dtype == torch.float32
     encoder = _plain_encoder(loaded)
