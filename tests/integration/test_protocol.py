@@ -474,6 +474,14 @@ def test_a_lie_about_a_length_fails_alone(unharmed: ServiceProcess, channel: grp
     assert outcomes == {(True, "INVALID_ARGUMENT", refused): 100, (False, "OK", ""): 200}
 
 
+@pytest.mark.skipif(find_library("preload") is None, reason="setup has found no C compiler")
+def test_no_body_is_read_as_a_form(unharmed: ServiceProcess) -> None:
+    """Triton's HTTP parser would make 5 GB of these fields, and end."""
+    fields = b"a=b&" * (20 * 2**20)
+    status, message = ask(unharmed, Http("fields", 400, "", fields, {**RAW_HEADERS, **FORM}))
+    assert (status, message.partition(":")[0]) == (400, "too_many_bytes")
+
+
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_200_mb_are_refused(
     unharmed: ServiceProcess, channel: grpc.Channel, alone: np.ndarray[Any, Any], protocol: str

@@ -1,5 +1,6 @@
 """The documented proxy in front of the real service: everything good passes, nothing too large or closed does."""
 
+import contextlib
 import gzip
 import json
 import shutil
@@ -8,7 +9,7 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 
 import grpc  # type: ignore[import-untyped]
@@ -192,7 +193,35 @@ def read_to_end(connection: ssl.SSLSocket) -> bytes:
 
 
 def test_long_headers_are_refused(proxy: Proxy) -> None:
-    assert proxy.send("/v2", X="x" * 10_000).status_code == 400
+    response = proxy.send("/v2", X="x" * 10_000)
+    assert (response.status_code, response.json()) == (400, {"error": "the headers are too long"})
+
+
+def test_a_wrong_method_is_refused_as_by_the_service(running: ServiceProcess, proxy: Proxy) -> None:
+    answers = proxy.send(INFER), requests.get(running.infer_url, timeout=60)
+    assert [(each.status_code, each.json()) for each in answers] == [(405, {"error": "Method Not Allowed"})] * 2
+
+
+def test_more_than_64_requests_in_flight_are_refused_in_json(tmp_path: Path) -> None:
+    arrived, go_on = threading.Semaphore(0), threading.Event()
+
+    class BackEnd(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            arrived.release()
+            go_on.wait(60)
+            self.close_connection = True
+
+    with ThreadingHTTPServer(("127.0.0.1", unused_port()), BackEnd) as back_end, contextlib.ExitStack() as stack:
+        threading.Thread(target=back_end.serve_forever, daemon=True).start()
+        stack.callback(back_end.shutdown)
+        proxy = Proxy(tmp_path, [back_end.server_port], unused_port())
+        stack.callback(proxy.stop)
+        stack.callback(go_on.set)
+        for _ in range(64):
+            stack.enter_context(proxy.connect()).sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert arrived.acquire(timeout=60)
+        response = proxy.send("/v2")
+    assert response.status_code == 429 and response.json()["error"].startswith("too many requests in flight")
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
