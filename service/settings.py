@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from PIL import ImageColor
-from pydantic import AfterValidator, Field, ValidationError, field_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -155,10 +155,15 @@ class Settings(BaseSettings):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _refuse_empty(cls, value: Any) -> Any:
-        """A script's variable that is not set: without its token file, say, the service would let everybody in."""
+    def _refuse_what_says_nothing(cls, value: Any, info: ValidationInfo) -> Any:
+        """A script's variable that is not set: without its token file, say, the service would let everybody in.
+
+        Nor is a file's true a number: pydantic makes 1 of it, and `cache_mb = true` would be next to no cache.
+        """
         if value == "":
             raise ValueError("it must have a value, or be left out for its default")
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise ValueError("it is no switch")
         return value
 
     @property
@@ -223,9 +228,9 @@ def readable_log_format(arguments: Sequence[str]) -> str:
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise StartupFault(f"the settings file {path} is not there")
     try:
+        if not path.is_file():
+            raise StartupFault(f"the settings file {path} is not there")
         settings = TomlConfigSettingsSource(Settings, path)()
     except OSError as error:
         raise StartupFault(f"the settings file {path} cannot be read: {error.strerror}") from error

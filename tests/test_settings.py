@@ -201,10 +201,13 @@ def test_a_wrong_setting_is_told_in_one_line_by_name(
         (Sources("", "", "--config="), "config: it must have a value"),
         # Readable by its mode, but not by anybody.
         (Sources("", "", "--config /proc/self/mem"), "the settings file /proc/self/mem"),
+        # Like a folder that the service's user may not look into, but for root, too.
+        (Sources("", "", f"--config /{300 * 'x'}"), "the settings file /x"),
         (Sources("lanes ="), "service.toml is not valid TOML: "),
         (Sources("lanes = 1\nlanes = 2"), "service.toml is not valid TOML: "),
         (Sources("[http]\nport = 1"), "there is no setting 'http'"),
         (Sources('config = "base.toml"'), "service.toml cannot name another one"),
+        (Sources("cache_mb = true"), "cache_mb: it is no switch, not True"),
         (Sources("", "", "--lanes"), "--lanes"),
         (Sources("", "", "--lan 3"), "--lan"),
         (Sources("", "", "lanes"), "lanes"),

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 
+from service.errors import StartupFault
+
 _POLL_SECONDS = 0.05
 _END_SECONDS = 5.0  # of a process that has been told to end
 _HEAPS = {
@@ -28,6 +30,8 @@ _STACK_BYTES = 2**27
 # Each connection is one, also of a client that says nothing, and without one left tritonserver answers nobody. Most
 # systems start a process with 1,024, and let it have more for the asking.
 _OPEN_FILES = 2**16
+# With half as many it starts for ever, without a word.
+_LEAST_OPEN_FILES = 128
 
 
 @contextlib.contextmanager
@@ -36,10 +40,16 @@ def room_for_server(library: Path | None) -> Iterator[None]:
 
     Args:
         library: what they load before all others, but for those that the operator names.
+
+    Raises:
+        StartupFault: they would get too few open files.
     """
     for name, value in _HEAPS.items():
         os.environ.setdefault(name, value)  # read by glibc at the start of a process, so not by this one
     os.environ.setdefault("PATH", os.defpath)  # PyTriton takes for granted that there is one
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if _within(most, _LEAST_OPEN_FILES) < _LEAST_OPEN_FILES:
+        raise StartupFault(f"a process may open {most} files here, and Triton needs {_LEAST_OPEN_FILES} (ulimit -Hn)")
     open_files = max(_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     stack, files = _limit(resource.RLIMIT_STACK, _STACK_BYTES), _limit(resource.RLIMIT_NOFILE, open_files)
     with stack, files, _preloaded(library):

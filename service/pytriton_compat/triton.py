@@ -105,7 +105,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         if self._batch_strategy is None or self._preload is None:
             logger.warning(
                 "no C compiler was there at setup: a request that lies about a length fails all that share its batch,"
-                " clients may get bytes, or after a freeze embeddings, of others, and tritonserver keeps freed memory"
+                " clients may get bytes, or after a freeze embeddings, of others, and forms fill tritonserver's memory"
             )
         self._triton_server_config: TritonServerConfig
         # A local model store makes tritonserver load every model before it listens: a port that answers is a service
@@ -367,6 +367,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
             raise StartupFault("the command setsid is missing; install util-linux")
         self._triton_server._server_path = Path(f"{setsid} {self._triton_server._server_path}")
         self._triton_server._record_logs = self._log.add
+        _answer_streams_alike(self._workspace.path / "tritonserver" / "bin" / "tritonserver")
 
     def _run_server(self) -> None:
         super()._run_server()
@@ -412,6 +413,15 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
                 f"{SHARED_MEMORY} has {free} MiB free, the start takes {needed} and large images more;"
                 " make it larger (of a container: --shm-size 1g) or --lanes fewer"
             )
+
+
+def _answer_streams_alike(server: Path) -> None:
+    """Make tritonserver's copy pass over the metadata `triton_grpc_error`.
+
+    With it, an error ends a gRPC stream with its status, and the answers that come after it end tritonserver
+    (segmentation fault). Without it each error is in the answer of its own request. Names of metadata have no capitals.
+    """
+    server.write_bytes(server.read_bytes().replace(b"\0triton_grpc_error\0", b"\0TRITON_GRPC_ERROR\0"))
 
 
 def _is_shared_memory_scarce() -> bool:

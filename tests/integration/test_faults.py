@@ -2,9 +2,11 @@
 
 import base64
 import io
+import queue
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import requests
@@ -48,6 +50,21 @@ def test_each_hostile_image_gets_its_code_over_http_and_grpc(running: ServicePro
         client.infer("embed_image", [triton_input(tritonclient.grpc, [image])])
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
     assert caught.value.message() == message
+
+
+def test_of_a_stream_that_asks_for_statuses_each_request_gets_its_own_answer(running: ServiceProcess) -> None:
+    """By itself Triton ends the stream with the first error, and itself with the answer that comes after it."""
+    answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    tritonserver = running.part("tritonserver").pid
+    with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{running.grpc_port}") as client:
+        client.start_stream(lambda result, error: answers.put((result, error)), headers={"triton_grpc_error": "true"})
+        for image in (b"no image", photographs()[0]):
+            client.async_stream_infer("embed_image", [triton_input(tritonclient.grpc, [image])])
+        first, second = (answers.get(timeout=60) for _ in range(2))
+    (failed, embedded) = (first, second) if first[1] else (second, first)
+    assert str(failed[1].message()).startswith("unsupported_format: ")
+    assert embedded[0].as_numpy("EMBEDDING").shape == (1, 128)
+    assert running.part("tritonserver").pid == tritonserver
 
 
 PHOTO = base64_text(photographs()[0])

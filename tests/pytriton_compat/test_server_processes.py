@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from service.errors import StartupFault
 from service.ports import check_ports_are_free
 from service.pytriton_compat.server_processes import is_gone, room_for_server
 
@@ -45,3 +46,10 @@ def test_a_killed_process_is_gone_when_its_port_is_free() -> None:
         while not is_gone(process):
             pass
         check_ports_are_free("127.0.0.1", {"http_port": port})
+
+
+def test_too_few_open_files_are_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tritonserver would start for ever."""
+    monkeypatch.setattr("resource.getrlimit", lambda _: (64, 64))
+    with pytest.raises(StartupFault, match="may open 64 files"), room_for_server(None):
+        pass
