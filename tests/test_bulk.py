@@ -6,6 +6,7 @@ import gc
 import io
 import os
 import signal
+import stat
 import subprocess
 import sys
 import tarfile
@@ -23,7 +24,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from service.bulk import cluster, command
 from service.bulk import plan as planning
@@ -37,9 +38,10 @@ from service.bulk.worker import Facts, Site, Worker
 from service.client.locks import Busy
 from service.client.progress import Progress
 from service.client.rows import Origin
-from service.client.sources import LeftOut, Place
+from service.client.sources import LeftOut, Place, id_of
 from service.cores import Cores
 from service.demo.drawings import draw
+from service.environment import ENVIRONMENT
 from service.errors import ServiceFailure, StartupFault
 from service.hangs import StageWatch
 from service.metrics import Metrics
@@ -86,7 +88,7 @@ def out(tmp_path: Path) -> Folder:
 
 
 def _plan(lake: Path, out: Folder, origin: Origin = ORIGIN) -> Plan:
-    plan, source = Plan(out, str(lake), origin), Folder.at(str(lake))
+    plan, source = Plan(out, id_of(str(lake)), origin), Folder.at(str(lake))
     plan.extend(source.images(LeftOut()), part_rows=4)
     return plan
 
@@ -182,6 +184,82 @@ def test_what_ray_says_is_told_in_one_line(
     assert capsys.readouterr().err.splitlines() == [f"error: {told}"]
 
 
+def test_ray_tells_its_makers_nothing_unless_somebody_wants_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_embed", lambda *_: 0)
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_DATA_LOG_LEVEL"):
+        monkeypatch.delenv(name, raising=False)
+    assert main(["lake", "--out", "vectors"]) == 0 and os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    assert main(["lake", "--out", "vectors"]) == 0 and os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
+
+
+def test_workers_find_what_is_set_here_and_the_services_own_for_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, names, utils = dict[str, Any](), list(ENVIRONMENT), ray._private.utils
+    monkeypatch.setattr(utils, "set_sigterm_handler", utils.set_sigterm_handler)  # as it was, when this is over
+    monkeypatch.setattr(ray, "init", lambda *_, **options: asked.update(options))
+    monkeypatch.setattr(ray, "shutdown", asked.clear)
+    monkeypatch.setenv(names[0], "as set here")
+    for name in names[1:]:
+        monkeypatch.delenv(name, raising=False)
+    with cluster.cluster("local"):
+        assert asked["runtime_env"] == {"env_vars": {**ENVIRONMENT, names[0]: "as set here"}}
+        assert asked["num_cpus"] and asked["object_store_memory"]
+    assert not asked, "its processes end with the run"
+    with cluster.cluster("auto"):  # which has its own, and Ray would refuse ours
+        assert asked["num_cpus"] is asked["object_store_memory"] is None
+
+
+def test_who_tells_what_a_worker_would_be_has_a_workers_share_of_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = dict[str, Any]()
+
+    def remote(**options: object) -> Any:
+        asked.update(options)
+        return lambda function: SimpleNamespace(remote=function)
+
+    monkeypatch.setattr(ray, "remote", remote)
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    monkeypatch.setattr(cluster, "introduce", lambda settings, cpus: Facts(settings.device, cpus))
+    assert cluster.ask(SETTINGS, Shares(3, 2, 1)) == Facts(SETTINGS.device, 2)
+    assert asked == {"num_cpus": 2, "num_gpus": 1}
+
+    def fail(_: object) -> None:
+        fault: Any = RayTaskError  # which has no types
+        raise fault("introduce", "Traceback of several processes", StartupFault("no checkpoint there"))
+
+    monkeypatch.setattr(ray, "get", fail)
+    with pytest.raises(StartupFault, match=r"^no checkpoint there$"):
+        cluster.ask(SETTINGS, Shares(3, 2, 1))
+
+
+def test_each_chunk_is_dealt_by_itself_and_to_no_more_workers_than_there_are_chunks(
+    lake: Path, out: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dealt = dict[str, Any]()
+
+    class Items:
+        def __init__(self, items: Sequence[dict[str, Any]], override_num_blocks: int) -> None:
+            self._items = items
+            dealt["blocks"] = override_num_blocks
+
+        def map(self, worker: Callable[..., Any], fn_constructor_args: Sequence[Any], **options: Any) -> Any:
+            dealt.update(options)
+            return SimpleNamespace(iter_rows=lambda: map(worker(*fn_constructor_args), self._items))
+
+    context = SimpleNamespace()
+    monkeypatch.setattr(ray.data.DataContext, "get_current", lambda: context)
+    monkeypatch.setattr(ray.data, "from_items", Items)
+    monkeypatch.setattr(cluster, "Worker", lambda *told: lambda item: (told, item))
+    site, chunks = Site(Folder.at(str(lake)), out, ORIGIN), _plan(lake, out).chunks
+    answers: list[Any] = list(cluster.work({chunks[0]: 4, chunks[2]: 1}, True, SETTINGS, Shares(8, 2, 1), 3, site))
+    items = [{**chunks[number]._asdict(), "to_do": count, "again": True} for number, count in ((0, 4), (2, 1))]
+    assert answers == [((SETTINGS, 2, site), item) for item in items]
+    pool = dealt.pop("compute")
+    assert dealt == {"blocks": 2, "num_cpus": 2, "num_gpus": 1} and (pool.min_size, pool.max_size) == (2, 2)
+    assert (pool.max_tasks_in_flight_per_actor, pool.max_concurrent_calls_per_actor) == (3, 3)
+    assert pool.enable_true_multi_threading
+    assert context.raise_original_map_exception and context.execution_no_progress_timeout_s < 0
+
+
 @pytest.fixture
 def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cluster that has one, whose embeddings are those of `ORIGIN`."""
@@ -248,6 +326,38 @@ def test_other_embeddings_than_those_of_earlier_runs_are_refused(
     said, is_now = capsys.readouterr().err.split("; now it would be ")
     assert said.endswith(", fingerprint another, model embed_image, normalize False")
     assert is_now.endswith(f", fingerprint {ORIGIN.fingerprint}, model embed_image, normalize False\n")
+
+
+@pytest.mark.usefixtures("one_worker")
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_workers_are_told_of_their_device_and_of_what_their_embeddings_are(
+    lake: Path, out: Folder, monkeypatch: pytest.MonkeyPatch, gpus: int
+) -> None:
+    told = list[Any]()
+
+    def work(*given: object) -> tuple[()]:
+        told.append(given)
+        return ()
+
+    monkeypatch.setattr(cluster, "divide", lambda *_: Shares(1, 1, gpus))
+    monkeypatch.setattr(cluster, "work", work)
+    arguments = [str(lake), "--out", out.path, "--part-rows", "4"]
+    with out.for_one_run():
+        assert main(arguments) == 2 and not told, "one run at a time"
+    assert main([*arguments, "--default-normalize", "true"]) == 1
+    ((todo, again, settings, shares, lanes, site),) = told
+    assert sum(todo.values()) == 10 and not again and settings.device == ("cuda" if gpus else "cpu")
+    assert (shares, lanes, site.source.path, site.out.path) == (Shares(1, 1, gpus), 1, str(lake), out.path)
+    assert site.origin == Origin(ORIGIN.fingerprint, "embed_image", "True")
+    assert main(arguments) == 2, "plain embeddings are others"
+
+
+def test_where_nobody_watches_a_line_tells_how_far_a_job_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "_LINE_SECONDS", 0.0)
+    assert command._follow([{"images": 2, "failed": 1}] * 2, 5).done == 4
+    assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == ["2/5", "4/5"]
 
 
 def test_a_plan_stays_and_new_images_become_a_plan_of_their_own(lake: Path, out: Folder) -> None:
@@ -321,6 +431,15 @@ def test_places_in_tar_files_are_corrected_a_chunk_at_a_time(
     }
 
 
+def test_parts_of_no_plan_are_not_taken_for_those_of_the_next_one(lake: Path, out: Folder, embedder: Embedder) -> None:
+    """As where `_plan` was not copied along: other images may be in them, and other embeddings."""
+    _work(lake, out, embedder)
+    out.below("_plan").clear()
+    (lake / "0.jpg").unlink()
+    with pytest.raises(Mismatch, match=r"has 0000-000000\.parquet, which is in no plan of _plan; choose"):
+        _work(lake, out, embedder)
+
+
 def test_a_plan_for_other_embeddings_or_another_source_is_refused(lake: Path, out: Folder) -> None:
     _plan(lake, out)
     for origin in (Origin("another", "embed_image", "False"), Origin(ORIGIN.fingerprint, "embed_image", "True")):
@@ -342,6 +461,10 @@ def test_an_object_store_is_listed_and_read_like_a_local_folder(lake: Path) -> N
     assert local.is_local and not store.is_local
     names = {str(path.relative_to(lake)) for path in lake.rglob("*.jpg")}
     names |= {f"sub/{number}.tar/0.jpg" for number in range(40)} | {f"sub/0.tar/{name}" for name in images}
+    infos = store.filesystem.get_file_info(pa.fs.FileSelector("lake", recursive=True))
+    listed: Any = SimpleNamespace(get_file_info=lambda _: infos)
+    assert len(list(Folder(listed, "lake")._walk((".jpg",), LeftOut()))) == 10
+    assert not infos, "or what is listed of millions would be in memory beside their names"
     for folder in (store, local):
         left_out, reader, open_files = LeftOut(), Reader(folder), len(os.listdir("/proc/self/fd"))
         places = {place.name: place for place in folder.images(left_out)}
@@ -434,6 +557,7 @@ def _assert_embedded(out: Folder, embedder: Embedder, images: Mapping[str, bytes
 
 def test_names_on_this_machine_are_bytes(lake: Path, out: Folder, embedder: Embedder) -> None:
     images = {str(path.relative_to(lake)): path.read_bytes() for path in lake.rglob("*.jpg")}
+    lake = lake.rename(os.fsdecode(os.fsencode(lake) + b"\xe9"))
     odd = Path(os.fsdecode(os.fsencode(lake) + b"/caf\xe9"))
     odd.mkdir()
     (odd / "10.jpg").write_bytes(_drawing(10))
@@ -545,6 +669,7 @@ def test_parts_that_cannot_be_read_do_not_count_as_embedded(
     _work(lake, out, embedder)
     plan = _plan(lake, out, Origin(embedder.fingerprint, "embed_image", "False"))
     assert _report("OUT", out, plan, Progress(), LeftOut()) == 0
+    assert _report("OUT", out, plan, Progress(), LeftOut(["a.tar: not a whole tar file"])) == 1
     Path(out.path, plan.chunks[0].part).unlink()
     assert _report("OUT", out, plan, Progress(), LeftOut()) == 1
     said = capsys.readouterr().err
@@ -595,6 +720,23 @@ def test_a_full_disk_is_not_kept_full(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(OSError, match="No space left"):
         Folder.at(str(tmp_path)).write_table("0.parquet", pa.table({"id": ["a"]}))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_whose_names_cannot_be_kept_on_purpose_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on file systems that know no fsync of a folder."""
+    fsync = os.fsync
+
+    def fail_at_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail_at_folders)
+    out = Folder.at(str(tmp_path))
+    out.write_table("0.parquet", pa.table({"id": ["a"]}))
+    assert out.tables() == ["0.parquet"]
 
 
 def test_what_killed_processes_have_left_unfinished_goes_with_the_next_run(lake: Path, out: Folder) -> None:

@@ -11,7 +11,7 @@ import os
 import threading
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -23,6 +23,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from service.client.locks import locked
+from service.client.results import keep_names
 from service.client.sources import ENDS_WITHIN, SUFFIXES, TAR, LeftOut, Place, Stamp, has_entries, places_in, walk
 
 # In these, a file appears when it is complete, as an object. Not all of them can move one.
@@ -59,7 +60,9 @@ class Folder:
         Raises:
             OSError, ArrowException: it is no such URI, or its store cannot be reached.
         """
-        filesystem, path = pa.fs.FileSystem.from_uri(where if "://" in where else os.path.abspath(where))
+        if "://" not in where:  # and Arrow itself takes no path whose bytes are no text
+            return cls(pa.fs.LocalFileSystem(), os.path.abspath(where))
+        filesystem, path = pa.fs.FileSystem.from_uri(where)
         return cls(filesystem, path.rstrip("/"))
 
     @property
@@ -98,7 +101,9 @@ class Folder:
         yield from self._in_tars(tars, left_out)
 
     def _walk(self, suffixes: tuple[str, ...], left_out: LeftOut) -> Iterator[str]:
-        for info in self.filesystem.get_file_info(pa.fs.FileSelector(self.path, recursive=True)):
+        infos = self.filesystem.get_file_info(pa.fs.FileSelector(self.path, recursive=True))
+        while infos:
+            info = infos.pop()  # or all of them would be in memory beside all names
             if info.is_file and info.path.lower().endswith(suffixes):
                 yield info.path[len(self.path) + 1 :]
             elif info.is_file:
@@ -214,7 +219,7 @@ class Folder:
                 _keep(f"{self.path}/{unfinished}")
             self.filesystem.move(f"{self.path}/{unfinished}", f"{self.path}/{name}")
             if self.is_local:
-                _keep(self.path)  # the name
+                keep_names(Path(self.path))
         except BaseException:
             with contextlib.suppress(OSError):
                 self.remove(unfinished)  # or it would keep a full disk full
@@ -291,8 +296,3 @@ def _keep(path: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def metadata_of(schema: pa.Schema) -> Mapping[str, str]:
-    """A table's own metadata as text, without Arrow's."""
-    return {name.decode(): value.decode() for name, value in (schema.metadata or {}).items()}

@@ -20,8 +20,9 @@ from itertools import islice
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from service.bulk.folder import Folder, metadata_of
+from service.bulk.folder import Folder
 from service.client.rows import Origin
 from service.client.sources import Place, Stamp, id_of
 
@@ -75,13 +76,15 @@ class Plan:
     """
 
     def __init__(self, out: Folder, source: str, origin: Origin) -> None:
-        """Read what is planned; raises Mismatch if that was for another source or other embeddings."""
+        """Read what is planned; raises Mismatch if that was for another source or embeddings, or is not all there."""
         self._out = out
         self._folder = out.below(_PLANS)
         self._metadata = {_SOURCE: source, **asdict(origin)}
         for folder in (out, self._folder):
             folder.tidy()
         self.chunks = [chunk for name in self._folder.tables() for chunk in self._read(name)]
+        if strange := set(out.tables()) - {chunk.part for chunk in self.chunks}:  # it would count as done
+            raise Mismatch(f"{out.path} has {min(strange)}, which is in no plan of {_PLANS}; choose another --out")
         self.gone = set[str]()
 
     def extend(self, places: Iterable[Place], part_rows: int) -> int:
@@ -110,7 +113,7 @@ class Plan:
 
     def _read(self, name: str) -> list[Chunk]:
         with self._folder.open_table(name) as plan:
-            found = metadata_of(plan.schema_arrow)
+            found = {name.decode(): value.decode() for name, value in (plan.schema_arrow.metadata or {}).items()}
             if found != self._metadata:
                 raise Mismatch(f"{self._out.path} is of {_listed(found)}; now it would be {_listed(self._metadata)}")
             groups = plan.metadata.num_row_groups
@@ -140,10 +143,9 @@ class Plan:
         for plan in self._folder.tables():
             for group in self._groups(plan):
                 names.update(group["name"].to_pylist())
-                if _COLUMNS.names == group.column_names:
-                    columns = (group[name].to_pylist() for name in ("file", "file_size", "file_time"))
-                    for file, size, time in set(zip(*columns, strict=True)):
-                        stamps[file].add((size, time))
+                columns = (group[name].to_pylist() for name in ("file", "file_size", "file_time"))
+                for file, size, time in set(zip(*columns, strict=True)):
+                    stamps[file].add((size, time))
         return names, stamps
 
     def _correct(self, moved: Mapping[bytes, Place]) -> None:
@@ -162,13 +164,18 @@ class Plan:
 
     def _groups(self, plan: str) -> Iterator[pa.Table]:
         with self._folder.open_table(plan) as table:
-            yield from map(table.read_row_group, range(table.num_row_groups))
+            yield from (_group(table, number) for number in range(table.num_row_groups))
 
 
 def places_of(out: Folder, chunk: Chunk) -> list[Place]:
     """Where a chunk's images are, by names as the file system has them."""
     with out.below(_PLANS).open_table(chunk.plan) as plan:
-        return _places(plan.read_row_group(chunk.group))
+        return _places(_group(plan, chunk.group))
+
+
+def _group(plan: pq.ParquetFile, number: int) -> pa.Table:
+    """Rows of a plan; of one of an earlier version all but the names are nulls."""
+    return pa.concat_tables([_COLUMNS.empty_table(), plan.read_row_group(number)], promote_options="permissive")
 
 
 def _table(places: Sequence[Place]) -> pa.Table:
@@ -181,13 +188,12 @@ def _table(places: Sequence[Place]) -> pa.Table:
 
 
 def _places(table: pa.Table) -> list[Place]:
-    names = [_decoded(name) for name in table["name"].to_pylist()]
-    if table.column_names != _COLUMNS.names:
-        return [Place(name, name) for name in names]
-    others = zip(*(table[name].to_pylist() for name in _COLUMNS.names[1:]), strict=True)
+    rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
     return [
-        Place(name, name) if file is None else Place(name, _decoded(file), offset, size, (file_size, file_time))
-        for name, (file, offset, size, file_size, file_time) in zip(names, others, strict=True)
+        Place(_decoded(name), _decoded(file), offset, size, (file_size, file_time))
+        if file
+        else Place(_decoded(name), _decoded(name))
+        for name, file, offset, size, file_size, file_time in rows
     ]
 
 
@@ -195,11 +201,11 @@ def count_failed(out: Folder, chunk: Chunk) -> int | None:
     """How many rows of a chunk's part have an error; None where the part is not whole, as after a power failure."""
     try:
         with out.open_table(chunk.part) as part:
-            groups = [part.metadata.row_group(number) for number in range(part.num_row_groups)]
+            rows = part.metadata
     except (OSError, pa.ArrowException):
         return None
-    nulls = [group.column(group.num_columns - 1).statistics.null_count for group in groups]  # `error` is the last one
-    return int(sum(group.num_rows for group in groups) - sum(nulls))
+    errors = [rows.row_group(number).column(rows.num_columns - 1) for number in range(rows.num_row_groups)]  # the last
+    return int(rows.num_rows - sum(column.statistics.null_count for column in errors))
 
 
 def errors_of(out: Folder, failed: Mapping[Chunk, int]) -> dict[str, str]:

@@ -78,9 +78,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     option("--max-image-bytes", type=_positive, default=2**25, metavar="N", help="larger files fail (default: 32 MiB)")
     option("--model", default="embed_image", help="the model's name (default: embed_image)")
     option("--token-file", type=Path, metavar="FILE", help="file with the service's access token")
-    option("--ca-file", metavar="FILE", help="PEM file of the authorities to trust, and no others")
-    option("--cert-file", metavar="FILE", help="PEM file of the certificate that this client proves itself with")
-    option("--key-file", metavar="FILE", help="PEM file of that certificate's key")
+    option("--ca-file", type=Path, metavar="FILE", help="PEM file of the authorities to trust, and no others")
+    option("--cert-file", type=Path, metavar="FILE", help="PEM file of this client's own certificate")
+    option("--key-file", type=Path, metavar="FILE", help="PEM file of that certificate's key")
     return parser.parse_args(arguments)
 
 

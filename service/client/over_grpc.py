@@ -6,7 +6,6 @@ Comes in: encoded images. Goes out: embeddings, or the exceptions of `transport`
 import contextlib
 import struct
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
@@ -62,7 +61,7 @@ def _tls(access: Access) -> Any:
     if access.certificate and not access.key:  # gRPC would end the process
         raise Refused("over gRPC a certificate needs its key in a file of its own; add --key-file")
     tls_context(access)  # gRPC would take an empty file of authorities for none, and end the process over an empty key
-    ca, key, chain = (Path(name).read_bytes() if name else None for name in (access.ca, access.key, access.certificate))
+    ca, key, chain = (path.read_bytes() if path else None for path in (access.ca, access.key, access.certificate))
     return grpc.ssl_channel_credentials(ca, key, chain)
 
 

@@ -75,8 +75,12 @@ class Results:
         self._out = out
         self._parts = parts
         self._is_npy = out.suffix == ".npy"
+        self._files = [out, *(Path(f"{out}.{name}") for name in ("ids.txt", "errors.csv") if self._is_npy)]
         self._dimension = dimension
         folder = self._check(origin, folder)
+        # What killed runs have left. That a name is too long shows here, too, and not when all is embedded.
+        for left in (*parts.glob(".*.unfinished"), *map(_unfinished, self._files)):
+            left.unlink(missing_ok=True)
         schema = schema_of(origin, dimension)
         self._schema = schema.with_metadata({**schema.metadata, _FOLDER: os.fsencode(folder)})
         self._next_part = 1 + max((int(part.stem) for part in self._part_files()), default=-1)
@@ -101,8 +105,7 @@ class Results:
             self._write_npy(outcomes)
         elif self._part_files():
             _replace({self._out: lambda file: self._write_parquet(file, outcomes)})
-            # The oldest first: of those that are left, should this be the end, still the latest counts.
-            for path in (*self._part_files(), *self._parts.glob(".*.unfinished")):
+            for path in self._part_files():  # the oldest first: should this be the end, still the latest row counts
                 path.unlink()
         return outcomes
 
@@ -125,7 +128,8 @@ class Results:
         return folder
 
     def _part_files(self) -> list[Path]:
-        return sorted(self._parts.glob("*.parquet"))
+        # Not by glob(), which takes a folder that it may not read for an empty one.
+        return sorted(path for path in self._parts.iterdir() if path.suffix == ".parquet")
 
     def _sources(self) -> list[Path]:
         """The files that hold rows, in the order in which they were written."""
@@ -175,8 +179,7 @@ class Results:
         def write_errors(file: IO[bytes]) -> None:
             csv.writer(codecs.getwriter("utf-8")(file)).writerows([("id", "error"), *outcomes.errors.items()])
 
-        ids, errors = (Path(f"{self._out}.{name}") for name in ("ids.txt", "errors.csv"))
-        _replace({self._out: write_values, ids: write_ids, errors: write_errors})
+        _replace(dict(zip(self._files, (write_values, write_ids, write_errors), strict=True)))
 
     def _embedded(self, outcomes: Outcomes, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         for table in self._counting(outcomes, columns):
@@ -197,24 +200,27 @@ def _of_one_size(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
 
 def _replace(writers: Mapping[Path, Callable[[IO[bytes]], object]]) -> None:
     """Let each function make the file at its path; they appear when all are whole, or not at all."""
-    # Names with a dot, which those who read all of a folder pass over.
-    unfinished = {path: path.with_name(f".{path.name}.unfinished") for path in writers}
     try:
         for path, write in writers.items():
-            with unfinished[path].open("wb") as file:
+            with _unfinished(path).open("wb") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
         for path in writers:
-            os.replace(unfinished[path], path)
+            os.replace(_unfinished(path), path)
     finally:
-        for each in unfinished.values():
-            each.unlink(missing_ok=True)  # or it would keep a full disk full
+        for path in writers:
+            _unfinished(path).unlink(missing_ok=True)  # or it would keep a full disk full
     for folder in {path.parent for path in writers}:
-        _keep_names(folder)
+        keep_names(folder)
 
 
-def _keep_names(folder: Path) -> None:
+def _unfinished(path: Path) -> Path:
+    """Where a file is made: with a dot, as those who read all of a folder pass over such names."""
+    return path.with_name(f".{path.name}.unfinished")
+
+
+def keep_names(folder: Path) -> None:
     """Have the names in a folder survive a power failure, where its file system can promise that."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

@@ -32,15 +32,7 @@ TAR = ".tar"
 # Of files that are left out, the most frequent.
 _KINDS = 5
 # What a file's own name, kind or rights lead to, and not the disk or the network that it is on.
-_OF_A_FILE = {
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ELOOP,
-    errno.ENAMETOOLONG,
-    errno.EINVAL,
-}
+_OF_A_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
 # All that some reader or other takes for the end of a line.
 _LINE_ENDS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 # Where a link leads that is broken, runs in a circle, or ends in a folder where nobody may look.
@@ -211,7 +203,10 @@ class Images:
             for place in self._listed():
                 if self._closed:
                     return
-                if self._is_to_embed(id_of(place.name)):
+                if (image_id := id_of(place.name)) in self._known:
+                    self._known.remove(image_id)  # one name an image in memory is enough
+                    self.done += 1
+                else:
                     self._places.put(place)
                     total += 1
             self.total = total
@@ -219,14 +214,6 @@ class Images:
             self.failure = NotListed(f"{self._source}: {_reason(error)}")
         finally:
             self._places.put(None)
-
-    def _is_to_embed(self, image_id: str) -> bool:
-        """Whether it is not known; one that is counts as done."""
-        if image_id not in self._known:
-            return True
-        self._known.remove(image_id)  # one name an image in memory is enough
-        self.done += 1
-        return False
 
     def _listed(self) -> Iterator[Place]:
         """Each image and each tar file once."""
@@ -248,9 +235,9 @@ class Images:
                 yield Place(name, name)
 
     def _names(self) -> Iterator[str]:
-        if self._source == "-" and sys.stdin is None:
-            raise OSError(errno.EBADF, "stdin is closed")
         if self._source == "-":
+            if sys.stdin is None:
+                raise OSError(errno.EBADF, "stdin is closed")
             # Not sys.stdin itself, which Python locks at its end while this thread may still read.
             with open(sys.stdin.fileno(), errors="surrogateescape", newline="\n", closefd=False) as lines:
                 yield from filter(None, (line.rstrip("\r\n") for line in lines))
@@ -365,20 +352,25 @@ def _parent(path: str) -> str:
 def _opened(path: str) -> Iterator[tuple[BinaryIO, Stamp]]:
     """A file to read. Whoever opens a pipe would wait for somebody to write to it."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "it is no regular file")
-        yield file, (status.st_size, status.st_mtime_ns)
+        yield file, _stamp(file)
+
+
+def _stamp(file: BinaryIO) -> Stamp:
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 def _read(path: str, place: Place, most: int) -> bytes:
     """So many bytes of an image at most."""
     size = most if place.size is None else min(place.size, most)
-    with _opened(path) as (file, stamp):
-        if place.stamp not in (None, stamp):
-            raise OSError(errno.EINVAL, CHANGED)
+    with _opened(path) as (file, (file_size, _)):
         file.seek(place.offset)
-        data = file.read(min(size, stamp[0] + 1))  # as Python makes room for all that is asked for
+        data = file.read(min(size, file_size + 1))  # as Python makes room for all that is asked for
+        # Asked when all is read: it may be written anew meanwhile, with another image in this one's place.
+        if place.stamp not in (None, _stamp(file)):
+            raise OSError(errno.EINVAL, CHANGED)
     if place.size is not None and len(data) < size:
         raise OSError(errno.EINVAL, ENDS_WITHIN)
     return data

@@ -8,6 +8,7 @@ import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,9 +47,9 @@ class Access:
     """
 
     token: str | None = None
-    ca: str | None = None
-    certificate: str | None = None
-    key: str | None = None
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
 
 
 def tls_context(access: Access) -> ssl.SSLContext:

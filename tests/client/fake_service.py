@@ -16,6 +16,7 @@ MESSAGES = {
     "301": "it is at Location",
     "400": "corrupt_image: it is damaged",
     "400-of-a-neighbour": "incomplete string data for inference input 'INPUT_IMAGE', expecting string of length 9",
+    "401": "Who is there?",
     "403": "This API is restricted",
     "404": "Request for unknown model: 'embed_image' has no available versions",
     "408": "Request Timeout",

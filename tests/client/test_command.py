@@ -27,7 +27,7 @@ from service.client.results import Results
 from service.client.retry import Patience
 from service.client.rows import Row
 from service.client.sources import Image, Images, LeftOut
-from service.client.transport import Served, TryAgain
+from service.client.transport import Embedding, Served, TryAgain
 from tests.client.fake_service import DIMENSION, FakeService, fake_service
 from tests.integration.service_process import wait_for
 
@@ -316,6 +316,27 @@ def test_what_has_taken_the_place_of_a_tar_file_is_not_taken_for_its_images(
     assert images.read_next() == Image("a.tar/1.jpg", b"", changed)
 
 
+def test_what_is_written_into_a_tar_file_while_it_is_read_is_not_taken_for_its_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard, later = _shard(tmp_path / "a.tar", "200"), _shard(tmp_path / "later", "200", first=5).read_bytes()
+    os.utime(shard, ns=(1, 1))
+    images = Images(str(tmp_path), set(), 100)
+    wait_for(lambda: images.total == 1)
+
+    class Late(io.BufferedReader):
+        def seek(self, *where: int) -> int:
+            shard.write_bytes(later)
+            return super().seek(*where)
+
+    def open_late(path: str, _: str, opener: Callable[[str, int], int]) -> Late:
+        return Late(io.FileIO(path, opener=opener))
+
+    monkeypatch.setattr(sources, "open", open_late, raising=False)
+    changed = "unreadable: the tar file has changed since it was listed"
+    assert images.read_next() == Image("a.tar/0.jpg", b"", changed)
+
+
 def test_what_a_damaged_tar_file_lacks_is_told(
     fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -524,6 +545,28 @@ def test_what_nobody_has_foreseen_is_not_taken_for_a_run_with_failed_images(
     monkeypatch.setattr(job.Job, "run", fail)
     assert main(_arguments(_images(tmp_path / "images", "200"), fake, out)) == 3
     assert capsys.readouterr().err.endswith("\nerror: RuntimeError: odd\n")
+
+
+def test_an_embedding_of_another_length_ends_the_run(
+    fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a part it would shift all that come after it, and twice as many numbers would be two rows."""
+
+    async def embed(*_: object) -> Embedding:
+        return np.zeros(2 * DIMENSION, np.float32)
+
+    monkeypatch.setattr(over_http.HttpTransport, "embed", embed)
+    assert main(_arguments(_images(tmp_path / "images", "200"), fake, out)) == 2
+    assert capsys.readouterr().err.endswith("error: an embedding has 8 dimensions instead of 4\n")
+    assert not Path(f"{out}.parts").exists()
+
+
+def test_as_many_requests_are_in_flight_as_is_said(fake: FakeService, tmp_path: Path, out: Path) -> None:
+    """aiohttp by itself opens no more than 100 connections."""
+    images = _images(tmp_path / "images", *["waits"] * 120)
+    _when(lambda: len(fake.asked) == 110, fake.gate.set)
+    assert main(_arguments(images, fake, out, "--in-flight", "110")) == 0
+    assert _embeddings(out) == _expected(120)
 
 
 def test_one_unanswered_question_ends_no_run(
@@ -799,6 +842,7 @@ def test_a_full_disk_is_not_kept_full(
     ("answer", "told"),
     [
         ("301", "HTTP 301: the way on is /moved/v2/models/embed_image/infer; change --url"),
+        ("401", "HTTP 401: Who is there?"),  # as a proxy asks
         ("200-of-a-proxy", "what answers there is no service of image embeddings"),  # as long as an embedding
     ],
 )
@@ -836,6 +880,8 @@ def test_words_that_make_no_sense_and_closed_doors_are_exit_code_2(
     for half, other in ((certificate, "--key-file"), (["--key-file", str(images / "0.JPG")], "--cert-file")):
         assert main([*_arguments(images, fake, out), *half]) == 2
         assert capsys.readouterr().err.endswith(f"; add {other}\n")
+    for scheme in ("https", "grpcs"):  # or whoever the system trusts would be trusted
+        assert main(_arguments(images, fake, out, "--url", f"{scheme}://127.0.0.1:1", "--ca-file", "")) == 2
     seconds = product(("--timeout", "--request-timeout"), ("0", "-1", "nan", "inf", "1e9", "soon"))
     addresses = product(["--url"], ("localhost:8000", "http://me:secret@host:1"))
     for pair in (("--out", "x.csv"), ("--in-flight", "0"), *addresses, *seconds):

@@ -130,6 +130,17 @@ def test_a_machine_that_has_gone_without_a_word_is_noticed(
         asyncio.run(asyncio.wait_for(embed(address, silence), 60))
 
 
+def test_a_try_without_an_answer_ends_in_time(replicas: dict[str, Replica]) -> None:
+    async def embed(address: str, silence: Callable[[], None]) -> None:
+        async with connect_grpc(f"grpc://{address}", "embed_image", Access(), 0.5) as transport:
+            silence()
+            with pytest.raises(TryAgain, match="DEADLINE_EXCEEDED"):
+                await transport.embed(b"image")
+
+    with _forwarded(next(iter(replicas))) as (address, silence):
+        asyncio.run(asyncio.wait_for(embed(address, silence), 60))
+
+
 @pytest.mark.parametrize(
     ("code", "message", "meaning"),
     [
@@ -157,9 +168,10 @@ def test_what_a_status_means_for_the_image_and_the_run(code: str, message: str, 
 def test_grpc_is_given_no_file_that_it_would_take_for_none_or_end_the_process_over(
     tmp_path: Path, doors: tuple[str, ...], content: str
 ) -> None:
-    (tmp_path / "file.pem").write_text(content)
+    file: Any = tmp_path / "file.pem"
+    file.write_text(content)
     with pytest.raises(OSError, match=r"certificate|PEM"):
-        over_grpc._tls(Access(**dict.fromkeys(doors, str(tmp_path / "file.pem"))))
+        over_grpc._tls(Access(**dict.fromkeys(doors, file)))
 
 
 def test_what_the_service_does_unasked_is_known_before_the_first_image(replicas: dict[str, Replica]) -> None:

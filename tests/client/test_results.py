@@ -79,6 +79,44 @@ def test_a_npy_its_ids_and_its_errors_stay_of_one_run_when_the_next_one_cannot_w
         assert all(_contents(tmp_path)[name] != before[name] for name in before)
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".npy"])
+def test_what_a_killed_run_has_left_makes_room_for_the_next_one(tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"embeddings{suffix}"
+    beside = ("", ".ids.txt", ".errors.csv") if suffix == ".npy" else ("",)
+    left = [tmp_path / f".{out.name}{end}.unfinished" for end in beside]
+    left.append(tmp_path / f"{out.name}.parts" / ".00000007.parquet.unfinished")
+    left[-1].parent.mkdir()
+    for path in left:
+        path.touch()
+    with open_results(out, ORIGIN, 2):
+        assert not any(path.exists() for path in left)
+
+
+@pytest.mark.parametrize(("suffix", "most"), [(".parquet", 243), (".npy", 232)])
+def test_a_name_too_long_is_told_before_anything_is_embedded(tmp_path: Path, suffix: str, most: int) -> None:
+    name = suffix.rjust(most, "a")
+    with pytest.raises(OSError, match="File name too long"), open_results(tmp_path / f"a{name}", ORIGIN, 2):
+        pass
+    with open_results(tmp_path / name, ORIGIN, 2) as results:
+        results.write([_row("a")])
+        results.finish()
+    assert (tmp_path / name).exists()
+
+
+def test_parts_that_cannot_be_listed_are_not_taken_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a ticket for NFS has expired: the next part would take the first one's place."""
+
+    def fail(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with open_results(tmp_path / "embeddings.parquet", ORIGIN, 2) as results:
+        results.write([_row("a")])
+        for name in ("scandir", "listdir"):
+            monkeypatch.setattr(os, name, fail)
+        with pytest.raises(PermissionError):
+            results.finish()
+
+
 def test_what_is_kept_survives_a_power_failure_by_its_name_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, kept = tmp_path / "embeddings.parquet", list[int | set[str]]()
 
