@@ -16,6 +16,11 @@ MIN_SLOPE_MINUTES = 5.0
 MIN_SLOPE_SAMPLES = 30
 
 
+def number(value: float) -> str:
+    """Three digits, or all that stand before the point, where `.3g` alone would write 1.23e+04."""
+    return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
+
+
 class NotEnoughSamples(Exception):
     """A figure was asked of too few rounds."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure as Plot
 
-from perf.findings import Table
+from perf.findings import Table, number
 from perf.results import Results
 
 
@@ -81,7 +81,7 @@ def _peers(table: Table) -> Plot:
 def _bars(table: Table, column: str, label: str) -> Plot:
     plot = Plot(figsize=(7, 0.6 + 0.35 * len(table.points)))
     axes = plot.subplots()
-    axes.bar_label(axes.barh(list(table.points), _medians(table, column)), fmt="%.3g", padding=3)
+    axes.bar_label(axes.barh(list(table.points), _medians(table, column)), fmt=number, padding=3)
     axes.invert_yaxis()
     axes.set(xlabel=label)
     axes.margins(x=0.12)

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from perf.findings import Figure, NotEnoughSamples, Table
+from perf.findings import Figure, NotEnoughSamples, Table, number
 from perf.plots import draw
 from perf.results import Results, Row, read_results
 
@@ -109,18 +109,14 @@ def render(figure: Figure) -> str:
     if figure.kind == "exact":
         return f"{median:.6g} {figure.unit}".rstrip()
     if figure.kind == "slope":
-        return f"{_number(median)} {figure.unit}".rstrip()
+        return f"{number(median)} {figure.unit}".rstrip()
     return f"{_spread(figure.per_round)} {figure.unit}".rstrip()
 
 
 def _spread(samples: Sequence[float]) -> str:
     if len(samples) == 1:
-        return _number(samples[0])
-    return f"{_number(statistics.median(samples))} ({_number(min(samples))} to {_number(max(samples))})"
-
-
-def _number(value: float) -> str:
-    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+        return number(samples[0])
+    return f"{number(statistics.median(samples))} ({number(min(samples))} to {number(max(samples))})"
 
 
 def _conditions(row: Row) -> str:

@@ -127,10 +127,6 @@ class Service:
         own, *others = (sum(each.cpu_times()[:2]) for each in self._family())
         return own, sum(others)
 
-    def memory_mb(self) -> float:
-        """Memory of all processes of the service in MB, as `vitals` counts it."""
-        return self.vitals().total_mb
-
     def vitals(self) -> Vitals:
         """What all processes of the service hold now.
 

@@ -10,7 +10,7 @@ import torch
 
 from perf import images, machine
 from perf.bench import IN_FLIGHT, Bench
-from perf.findings import Figure, Findings, NotMeasured
+from perf.findings import Figure, Findings, NotMeasured, number
 from perf.in_process import BASE, DEMO, SO400M, Checkpoint, Components, bare_loops, encoder_alone
 from perf.load.client import LoadResult, discounted
 from perf.service_under_test import Service
@@ -168,4 +168,4 @@ def _best(samples: dict[str, list[float]], names: Sides) -> str:
 
 
 def _median(samples: Sequence[float]) -> str:
-    return f"{statistics.median(samples):.4g}"
+    return number(statistics.median(samples))

@@ -143,7 +143,7 @@ def _start(bench: Bench, target: Target, rate: float, seconds: float) -> tuple[F
 def _memory_mb_until(end: float, service: Service, pause: float) -> list[float]:
     memory = []
     while time.monotonic() < end:
-        memory.append(service.memory_mb())
+        memory.append(service.vitals().total_mb)
         time.sleep(max(0.0, min(pause, end - time.monotonic())))
     return memory
 

@@ -6,7 +6,7 @@ from functools import partial
 from prometheus_client.parser import text_string_to_metric_families
 
 from perf.bench import IN_FLIGHT, Bench, require_answers
-from perf.findings import Figure, Findings, NotMeasured, Table
+from perf.findings import Figure, Findings, NotMeasured, Table, number
 from perf.in_process import BASE, DEMO, SO400M
 from perf.load.client import Load, OwnClient
 from perf.load.perf_analyzer import PerfAnalyzer
@@ -79,7 +79,7 @@ def _growth_point(bench: Bench, service: Service, in_flight: int) -> dict[str, f
         "p50 ms": result.p50_ms,
         "p99 ms": result.p99_ms,
         "batch": service.statistics().since(before).mean_batch,
-        "memory MB": service.memory_mb(),
+        "memory MB": service.vitals().total_mb,
     }
 
 
@@ -163,7 +163,7 @@ def _agreement(bench: Bench, target: Target) -> Figure:
         if generator
     }
     ours, theirs = bench.alternate(f"clients, {target.protocol}", sides).values()
-    note = f"{statistics.median(ours):.4g} / {statistics.median(theirs):.4g} images/s"
+    note = f"{number(statistics.median(ours))} / {number(statistics.median(theirs))} images/s"
     return Figure(target.protocol, "ratio", ours, theirs, at_least=0.9, at_most=1.1, note=note)
 
 

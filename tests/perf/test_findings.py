@@ -2,7 +2,7 @@
 
 import pytest
 
-from perf.findings import MIN_ROUNDS, MIN_SLOPE_MINUTES, MIN_SLOPE_SAMPLES, Figure, NotEnoughSamples
+from perf.findings import MIN_ROUNDS, MIN_SLOPE_MINUTES, MIN_SLOPE_SAMPLES, Figure, NotEnoughSamples, number
 
 
 def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
@@ -62,6 +62,13 @@ def test_too_few_samples_or_minutes_give_no_slope(count: int, minutes: float) ->
 )
 def test_a_target_is_met_or_missed(at_least: float | None, at_most: float | None, met: bool | None) -> None:
     assert Figure("", "value", [1.0] * MIN_ROUNDS, at_least=at_least, at_most=at_most).is_met is met
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.96543, "0.965"), (99.96, "100"), (999.7, "1000"), (12345.6, "12346"), (-1234.5, "-1234")]
+)
+def test_numbers_are_written_without_an_exponent(value: float, text: str) -> None:
+    assert number(value) == text
 
 
 def test_sides_of_different_rounds_are_no_ratio() -> None:

@@ -138,6 +138,20 @@ def test_the_slope_leaves_out_the_first_minute_and_shows_both_ends() -> None:
     assert len(over_time.points["2"]["memory MB"]) == 12 and len(over_time.points["2"]["p50 ms"]) == 6
 
 
+@pytest.mark.parametrize("late", [0.0, 0.01, 0.02, 0.03, 0.04, 0.05])
+def test_what_comes_and_goes_gives_no_slope(late: float) -> None:
+    """As it does in tritonserver; each look takes a little time."""
+    step = soak._SAMPLE_SECONDS + late
+    looks = [step * number for number in range(1, round(600 / step))]
+    in_heaps = [40 * (at % 5) / 5 + 30 * (at % 20.35 > 13) for at in looks]
+    seen = [
+        soak.Sample(at / 60, Vitals({"tritonserver": size}, 1.0, 7, 9), [], step)
+        for at, size in zip(looks, in_heaps, strict=True)
+    ]
+    slope, *_ = soak.findings(seen, Account()).figures
+    assert abs(slope.median) < 0.3
+
+
 @pytest.mark.parametrize("minutes", [0.0, 0.1, 5.9])
 def test_a_short_soak_gives_no_slope(minutes: float) -> None:
     slope, *_ = soak.findings(samples(minutes, 0.0), Account()).figures

@@ -19,6 +19,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 import service.pytriton_compat
@@ -105,6 +106,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Lane]]:
         module = importlib.import_module("folder_of_model.model")
         # The real one would end the tests' own parent.
         monkeypatch.setattr(module, "_end_with_the_service", lambda connection, *_: connection.close())
+        monkeypatch.setattr(module, "_TRIM_SECONDS", 0.1)
         model = module.TritonPythonModel()
         model.initialize(ARGUMENTS)
         yield model, lane
@@ -141,6 +143,19 @@ def test_each_request_gets_its_own_answer_or_fault(stub: tuple[Any, Lane]) -> No
         ]
     assert _told(model.execute([_request(b"unreadable")])) == [INTERNAL]
     assert lane.is_alive()
+
+
+@pytest.mark.usefixtures("stub")
+def test_what_batches_have_left_in_the_heap_goes_back() -> None:
+    pieces = [bytearray(100_000) for _ in range(2_000)]
+    used = pieces.pop()
+    full = psutil.Process().memory_info().rss
+    pieces.clear()
+    deadline = time.monotonic() + JOIN_SECONDS
+    while psutil.Process().memory_info().rss > full - 10**8 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert psutil.Process().memory_info().rss < full - 10**8
+    assert not any(used)
 
 
 @pytest.mark.parametrize("batch", [[b"raise"], [b"123", b"raise"]], ids=str)
