@@ -5,6 +5,7 @@ It must not know what listens there.
 
 import contextlib
 import os
+import random
 import socket
 from collections.abc import Collection, Mapping
 
@@ -14,8 +15,8 @@ from service.errors import StartupFault
 # moment ago, seconds before whatever it is meant for listens there.
 _PORTS = range(20_000, 30_000)
 _TRIES = 100
-# Services that start at the same time look in different places: nothing listens yet on what each has found.
 _PLACE = 8
+_PROCESS_IDS = "/proc/self/ns/pid"
 
 
 def check_ports_are_free(host: str, ports: Mapping[str, int]) -> None:
@@ -46,9 +47,10 @@ def free_ports(count: int, taken: Collection[int] = ()) -> list[int]:
         StartupFault: there are not as many among a hundred.
     """
     ports: list[int] = []
+    first = _first()
     with contextlib.ExitStack() as probes:
         for number in range(_TRIES):
-            port = _PORTS[(os.getpid() * _PLACE + number) % len(_PORTS)]
+            port = _PORTS[(first + number) % len(_PORTS)]
             if port in taken:
                 continue
             with contextlib.suppress(OSError):
@@ -57,3 +59,12 @@ def free_ports(count: int, taken: Collection[int] = ()) -> list[int]:
             if len(ports) == count:
                 return ports
     raise StartupFault(f"{count} free ports between {_PORTS[0]} and {_PORTS[-1]} were not to be found")
+
+
+def _first() -> int:
+    """Where to look first: elsewhere than services that start at the same time, as nothing listens yet on their finds.
+
+    Those of one container have different process ids. Containers may share their ports, as those of a pod do, but each
+    has ids of its own, and all of their services the same one.
+    """
+    return random.Random(os.stat(_PROCESS_IDS).st_ino).randrange(len(_PORTS)) + os.getpid() * _PLACE

@@ -9,6 +9,8 @@ import logging
 import secrets
 import signal
 import threading
+import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,7 +25,6 @@ from service.metrics import Metrics, metrics_endpoint
 from service.model.encoder import Encoder
 from service.ports import free_ports
 from service.pytriton_compat.triton import TritonFailure
-from service.restarts import Restarts
 from service.settings import Settings
 from service.signals import ending_signals
 from service.statistics_request import StatisticsRequest
@@ -76,19 +77,21 @@ def _serve(parts: Parts, shutdown: threading.Event) -> None:
         StartupFault: the first one cannot start.
         ServiceFailure: another part has failed, or one tritonserver after another.
     """
-    restarts = Restarts(_MOST_RESTARTS, _RESTARTS_SECONDS)
+    failed_at = deque[float](maxlen=_MOST_RESTARTS)
     while True:
         try:
-            return serve_by_triton(parts, shutdown, _RESTART_SECONDS if restarts.count else _START_SECONDS)
+            return serve_by_triton(parts, shutdown, _RESTART_SECONDS if failed_at else _START_SECONDS)
         except TritonFailure as error:
             failure, pause = error, 0.0
         except (StartupFault, OSError) as error:
-            if not restarts.count:
+            if not failed_at:
                 raise
             # What keeps another one from its start, as a full disk, may pass.
             failure, pause = TritonFailure(f"tritonserver could not be started: {error}"), _PAUSE_SECONDS
-        if shutdown.is_set() or not restarts.allow():
+        are_many = len(failed_at) == _MOST_RESTARTS and time.monotonic() - failed_at[0] < _RESTARTS_SECONDS
+        if shutdown.is_set() or are_many:
             raise failure
+        failed_at.append(time.monotonic())
         logger.error("%s; starting it anew", failure)
         parts.metrics.triton_restarted()
         if shutdown.wait(pause):

@@ -12,7 +12,7 @@ ALLOWED = {
     "__main__": {"settings", "signals", "logs", "environment", "errors", "ports", "server", "fetch"},
     "server": {
         "settings", "assembly", "model", "front_end", "pytriton_compat", "errors", "cores", "metrics", "ports",
-        "access", "statistics_request", "local_client", "restarts", "signals", "__version__",
+        "access", "statistics_request", "local_client", "signals", "__version__",
     },
     "front_end": {
         "access", "settings", "assembly", "model", "pipeline", "endpoint", "pytriton_compat", "metrics", "canary",
@@ -48,7 +48,6 @@ ALLOWED = {
     "logs": set[str](),
     "metrics": {"access", "local_client"},
     "ports": {"errors"},
-    "restarts": set[str](),
     "signals": set[str](),
     "workspace": set[str](),
     "pytriton_compat": {"access", "errors", "local_client", "pytriton_compat", "workspace"},

@@ -1,6 +1,9 @@
 """Ports that are still free when something is to listen on them."""
 
+import contextlib
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,3 +38,27 @@ def test_services_that_start_at_the_same_time_look_in_different_places(monkeypat
         monkeypatch.setattr("os.getpid", lambda pid=pid: pid)
         found += free_ports(3)
     assert len(set(found)) == len(found)
+
+
+FIND = """
+import os, sys
+from service.ports import free_ports
+print(os.getpid(), free_ports(2), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_services_of_containers_that_share_their_ports_do_so_too() -> None:
+    """Each is process 1 in its own."""
+    isolated = ("unshare", "--pid", "--fork")
+    if subprocess.run([*isolated, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no namespaces of processes: root is needed")
+    with contextlib.ExitStack() as containers:
+        outputs = []
+        for _ in range(3):
+            command = [*isolated, sys.executable, "-c", FIND]
+            container = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            outputs.append(containers.enter_context(container).stdout)
+        found = {output.readline() for output in outputs if output}
+    assert all(line.startswith("1 [") for line in found)
+    assert len(found) > 1, "by chance two of them may look in one place, but hardly all"

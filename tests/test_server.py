@@ -1,6 +1,7 @@
 """One tritonserver after another: which end of one is the service's own."""
 
 import threading
+from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ NOT_ANEW = TritonFailure("tritonserver could not be started: it cannot start")
 
 
 def _serve(
-    monkeypatch: pytest.MonkeyPatch, ends: list[Exception | None], shutdown: threading.Event | None = None
+    monkeypatch: pytest.MonkeyPatch, ends: Iterable[Exception | None], shutdown: threading.Event | None = None
 ) -> Metrics:
     """Have one tritonserver after another end so, None as it should."""
     parts: Any = SimpleNamespace(metrics=Metrics())
@@ -54,6 +55,34 @@ ENDS: dict[str, tuple[list[Exception | None], bool, Exception]] = {
     "one after another fails": ([DIED] * 6, False, DIED),
     "what nobody has foreseen": ([DIED, RuntimeError("odd")], False, RuntimeError("odd")),
 }
+
+
+@pytest.mark.parametrize(
+    ("minutes", "is_the_end"),
+    [
+        ((0, 1, 2, 3, 4, 10, 11, 12, 13, 14, 20), False),
+        ((0, 1, 2, 3, 4, 9.9), True),
+        ((0, 1, 2, 3, 4, 10, 10.9), True),
+    ],
+)
+def test_the_next_one_has_to_wait_until_the_first_is_long_ago(
+    monkeypatch: pytest.MonkeyPatch, minutes: tuple[float, ...], is_the_end: bool
+) -> None:
+    """Five in ten minutes."""
+    now = [0.0]
+    monkeypatch.setattr(server, "time", SimpleNamespace(monotonic=lambda: 60 * now[0]))
+
+    def fail() -> Iterator[Exception | None]:
+        for now[0] in minutes:
+            yield DIED
+        if not is_the_end:
+            yield None
+
+    if is_the_end:
+        with pytest.raises(TritonFailure):
+            _serve(monkeypatch, fail())
+    else:
+        assert _serve(monkeypatch, fail()).registry.get_sample_value("embed_triton_restarts_total") == len(minutes)
 
 
 def test_a_signal_in_the_pause_before_another_one_is_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

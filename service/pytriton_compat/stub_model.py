@@ -8,6 +8,7 @@ passes a batch through ten threads on its way. Here the stub's own thread waits 
 import contextlib
 import ctypes
 import json
+import math
 import os
 import signal
 import socket
@@ -51,13 +52,12 @@ class TritonPythonModel:
         After a standstill there is none: Triton may have given up this batch, and would take its responses for those of
         the next one, each request's for another's.
         """
-        began = time.time()
+        batch, began = self._standstill.begin(), time.monotonic()
         responses = self._responses(requests)
-        handover = self._standstill.hand_over()
         self._standstill.look()
         if began < self._standstill.ended_at + _SOON_SECONDS:
             os.kill(os.getpid(), signal.SIGKILL)
-        self._standstill.begun = handover
+        self._standstill.answered = batch
         return responses
 
     def finalize(self):
@@ -104,45 +104,45 @@ class TritonPythonModel:
 class _Standstill:
     """When this process has last stood still, frozen or without its turn, or the clock on the wall was put forward.
 
-    Nothing here can look while Triton's code takes the answers away. Until that is done `standstill.c` has the kernel
-    end the process where it stands still; where setup has found no C compiler, nothing does.
+    Nothing here can look while Triton's code takes the answers away, nor at the one thread by which Triton knows that
+    this process is well. While there is a batch `standstill.c` has the kernel end the process where that stands still;
+    where setup has found no C compiler, nothing does.
 
     Attributes:
-        ended_at: when it went on, by the clock on the wall.
-        begun: the number of the last handover to Triton.
+        ended_at: when it went on, by a clock that nobody puts back.
+        answered: the number of the last batch whose answers are on their way to Triton.
     """
 
     def __init__(self):
-        self.ended_at = 0.0
-        self.begun = 0
+        self.ended_at = -math.inf
+        self.answered = 0
         self._looked_at, self._worked = time.time(), time.process_time()
         self._library = ctypes.CDLL(None)  # what this process was started with, `preload.so` among it
         self._is_killed = hasattr(self._library, "standstill_watch") and bool(self._library.standstill_watch())
         if self._is_killed:
-            self._library.standstill_hand_over.restype = ctypes.c_long
-            self._library.standstill_handed_over.argtypes = (ctypes.c_long,)
-            threading.Thread(target=self._library.standstill_put_off, daemon=True).start()
+            self._library.standstill_begin.restype = ctypes.c_long
+            self._library.standstill_end.argtypes = (ctypes.c_long,)
 
-    def hand_over(self):
-        """From now on answers are on their way to Triton; the number of this handover."""
-        return self._library.standstill_hand_over() if self._is_killed else 0
+    def begin(self):
+        """A batch has come; its number."""
+        return self._library.standstill_begin() if self._is_killed else 0
 
     def look(self):
         """See whether more time has passed since the last look than this process has worked and slept."""
         now, worked = time.time(), time.process_time()
         if now - self._looked_at - (worked - self._worked) > _STILL_SECONDS:
-            self.ended_at = now
+            self.ended_at = time.monotonic()
         self._looked_at, self._worked = now, worked
 
     def watch(self):
         """Look again and again."""
         while True:
-            handover = self.begun
+            answered = self.answered
             time.sleep(_LOOK_SECONDS)
             self.look()
             # Triton's code, which takes answers away, holds the lock that this thread needed to get here.
             if self._is_killed:
-                self._library.standstill_handed_over(handover)
+                self._library.standstill_end(answered)
 
 
 def _parameters(request):

@@ -1,4 +1,8 @@
-"""`python -m service` with an encoder or decoder that fails on demand: in the way that the file SABOTAGE then says."""
+"""`python -m service` with an encoder or decoder that fails on demand: in the way that the file SABOTAGE then says.
+
+What it allows a device and how often it sends a canary does not depend on how busy the machine was when it started: to
+it an image takes so long as IMAGE_SECONDS says.
+"""
 
 import os
 import sys
@@ -35,7 +39,9 @@ def stand_still(self, requests):
 
 TritonPythonModel.execute = stand_still
 """
+IMAGE_SECONDS = float(os.environ.get("IMAGE_SECONDS", "0.01"))
 bind = SupervisedTriton.bind
+warm_up = Encoder.warm_up
 compute = Encoder._run_batch
 decode = Decoder.decode
 
@@ -53,6 +59,12 @@ def sabotaged_bind(self: SupervisedTriton, model_name: str, *args: Any, **kwargs
     if model_name == "embed_image":
         with (self._workspace.model_store_path / model_name / "1" / "model.py").open("a") as model:
             model.write(STANDS_STILL)
+
+
+def warm_up_at_a_known_speed(self: Encoder, max_batch_size: int) -> None:
+    """The encoder's own, whatever else the machine does meanwhile."""
+    warm_up(self, max_batch_size)
+    self.image_seconds = IMAGE_SECONDS
 
 
 def sabotaged_decode(self: Decoder, data: bytes) -> DecodedImage:
@@ -88,5 +100,6 @@ def sabotaged(self: Encoder, images: torch.Tensor) -> torch.Tensor:
 if __name__ == "__main__":
     SupervisedTriton.bind = sabotaged_bind  # type: ignore[method-assign]
     Encoder._run_batch = sabotaged  # type: ignore[method-assign]
+    Encoder.warm_up = warm_up_at_a_known_speed  # type: ignore[method-assign]
     Decoder.decode = sabotaged_decode  # type: ignore[method-assign]
     sys.exit(main())

@@ -29,10 +29,16 @@ BATCH = 8
 
 @contextlib.contextmanager
 def sabotaged_service(folder: Path, batch: int, *limits: str) -> Iterator[tuple[ServiceProcess, Path]]:
-    """A service with one lane for batches of so many, and the file that makes its encoder wait."""
+    """A service with one lane for batches of so many, and the file that makes its encoder wait.
+
+    It sends a canary at its start, and the next one in hours: nobody else's image is where a test wants its own.
+    """
     file, module = folder / "sabotage", "tests.faults.sabotaged"
-    arguments, environment = ("--lanes", "1", "--max-batch-size", str(batch), *limits), {"SABOTAGE": str(file)}
+    arguments = ("--lanes", "1", "--max-batch-size", str(batch), *limits)
+    environment = {"SABOTAGE": str(file), "IMAGE_SECONDS": "1000"}
     with service(folder, *arguments, module=module, environment=environment) as running:
+        # With the image that it has tried itself out with before it was ready.
+        wait_for(lambda: 'embed_images_total{code="ok"} 2.0' in running.metrics())
         yield running, file
 
 
@@ -104,15 +110,14 @@ def test_a_drain_tells_what_is_left(tmp_path: Path) -> None:
     with sabotaged_service(tmp_path, 1) as (running, file), ThreadPoolExecutor(images) as threads:
         file.write_text("hangs")
         answers = [threads.submit(post_raw, running, photographs()[0]) for _ in range(images)]
-        # The others are in the lane and on their way there, and so may be a canary.
-        wait_for(lambda: _is_busy(running) and _waiting(running.metrics()) >= images - 1)
+        wait_for(lambda: _is_busy(running) and _waiting(running.metrics()) == images - 1)
         running.process.send_signal(signal.SIGTERM)
         wait_for(lambda: "still draining" in running.output(), 60)
         file.unlink()
         assert running.process.wait(60) == 0
         assert {answer.result().status_code for answer in answers} == {200}
         told = re.findall(r"INFO .*draining: 1 requests in the works, (\d+) waiting for a batch", running.output())
-    assert len(told) >= 2 and {int(waiting) for waiting in told} <= {images - 1, images}
+    assert len(told) >= 2 and {int(waiting) for waiting in told} == {images - 1}
 
 
 @pytest.mark.parametrize(
@@ -121,7 +126,8 @@ def test_a_drain_tells_what_is_left(tmp_path: Path) -> None:
         ("bin/tritonserver", signal.SIGKILL, 0, "tritonserver has died"),
         ("bin/tritonserver", signal.SIGSTOP, 0, "tritonserver or a stub hangs"),
         # So late that it is not known to hang when the drain looks at what is left for the first time, after 8 seconds.
-        ("embed_image_0_0", signal.SIGSTOP, 4, "tritonserver or a stub hangs"),
+        # But the kernel ends it before, with a C compiler at setup, as it has a batch in its hands.
+        ("embed_image_0_0", signal.SIGSTOP, 4, "(tritonserver or a stub hangs|a stub has died)"),
         ("embed_image_0_0", signal.SIGKILL, 0, "a stub has died"),
     ],
 )
@@ -132,8 +138,7 @@ def test_a_drain_that_a_part_does_not_survive_is_no_success(
     with sabotaged_service(tmp_path, 1) as (running, file), ThreadPoolExecutor(images) as threads:
         file.write_text("hangs")
         answers = [threads.submit(post_raw, running, photographs()[0]) for _ in range(images)]
-        # With a canary, which comes every other second, they are all accepted.
-        wait_for(lambda: _is_busy(running) and _waiting(running.metrics()) >= images)
+        wait_for(lambda: _is_busy(running) and _waiting(running.metrics()) == images - 1)
         running.process.send_signal(signal.SIGTERM)
         wait_for(lambda: "draining: 1 requests in the works" in running.output(), 60)
         begun = time.monotonic()
@@ -141,7 +146,7 @@ def test_a_drain_that_a_part_does_not_survive_is_no_success(
         running.part(part).send_signal(number)
         file.unlink()
         assert running.process.wait(60) == 1
-        assert f"error: {said} before everything accepted was answered" in running.output()
+        assert re.search(f"error: {said} before everything accepted was answered", running.output())
         # Nobody is told a success; whose stub is killed before tritonserver is gets a 500.
         lost = [answer for answer in answers if isinstance(answer.exception(), requests.ConnectionError)]
         assert {answer.result().status_code for answer in answers if answer not in lost} <= {500}

@@ -1,6 +1,8 @@
 """A pulse is there as long as both sides send, and is gone soon after one stops or leaves."""
 
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +70,29 @@ def test_it_goes_on_where_the_other_side_is_late_again_and_again(monkeypatch: py
         elif number % 6 == 5:
             theirs.send(b"\0")
 
-    monkeypatch.setattr(pulse, "time", SimpleNamespace(sleep=beat))
+    monkeypatch.setattr(pulse, "time", SimpleNamespace(sleep=beat, clock_gettime=lambda _: 0.0))
     with ours:
         assert not keep_pulse(ours) and not list(beats)
+
+
+@pytest.mark.parametrize(("computes", "beats"), [(0.0, 6), (0.02, 6), (0.04, 60)])
+def test_who_is_silent_but_computes_is_given_a_minute(
+    monkeypatch: pytest.MonkeyPatch, computes: float, beats: int
+) -> None:
+    """A large AVIF is decoded without letting any other thread run."""
+    slept: list[float] = []
+    clock = SimpleNamespace(sleep=slept.append, clock_gettime=lambda _: computes * len(slept))
+    monkeypatch.setattr(pulse, "time", clock)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert keep_pulse(ours)
+    assert len(slept) == beats
+
+
+def test_what_a_process_computes_is_known_to_others_until_it_ends() -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        first = pulse._processor_seconds(busy.pid)
+        while pulse._processor_seconds(busy.pid) <= first:
+            pass
+        busy.kill()
+    assert pulse._processor_seconds(busy.pid) == 0

@@ -1,4 +1,4 @@
-"""A process that hands answers over does not outlive a standstill, and goes on whatever else keeps it."""
+"""A process with a batch in its hands does not outlive a standstill, and goes on whatever else keeps it."""
 
 import os
 import signal
@@ -14,10 +14,18 @@ PRELOAD = find_library("preload")
 pytestmark = pytest.mark.skipif(PRELOAD is None, reason="setup has found no C compiler")
 
 STUB = f"""
-import ctypes, os, signal, threading
-library = ctypes.CDLL({str(PRELOAD)!r})
+import ctypes, os, signal, threading, time
+libc, library = ctypes.CDLL(None), ctypes.CDLL({str(PRELOAD)!r})
 assert library.standstill_watch()
-threading.Thread(target=library.standstill_put_off, daemon=True).start()
+pause = (ctypes.c_long * 2)(0, 300_000_000)
+def say_that_it_is_well():
+    library.nanosleep(pause, None)
+def say_so_again_and_again():
+    # Without Python's lock: what compares numbers here sleeps.
+    say_that_it_is_well()
+    numbers = (ctypes.c_long * 200)(*(list(pause) * 100))
+    sort = (numbers, ctypes.c_size_t(100), ctypes.c_size_t(16), library.nanosleep)
+    threading.Thread(target=libc.qsort, args=sort, daemon=True).start()
 def stand_still():
     os.kill(os.getpid(), signal.SIGSTOP)
 def keep_pythons_lock():
@@ -37,18 +45,30 @@ def _run(*lines: str) -> int:
     return stub.returncode
 
 
+WELL = "say_so_again_and_again()"
+
+
 @pytest.mark.parametrize(
     ("lines", "exit_code"),
     [
-        (["library.standstill_hand_over()", "stand_still()"], -signal.SIGKILL),
-        (["keep_pythons_lock()", "library.standstill_hand_over()", "keep_pythons_lock()"], 0),
-        (["library.standstill_handed_over(library.standstill_hand_over())", "stand_still()"], 0),
+        ([WELL, "library.standstill_begin()", "stand_still()"], -signal.SIGKILL),
+        ([WELL, "keep_pythons_lock()", "library.standstill_begin()", "keep_pythons_lock()"], 0),
+        (["say_that_it_is_well()", "library.standstill_begin()", "time.sleep(10)"], -signal.SIGKILL),
         (
-            ["first = library.standstill_hand_over()", "library.standstill_hand_over()",
-             "library.standstill_handed_over(first)", "stand_still()"], -signal.SIGKILL,
+            ["say_that_it_is_well()", "time.sleep(1.5)", "batch = library.standstill_begin()",
+             "library.standstill_end(batch)", "time.sleep(1.5)"], 0,
+        ),
+        (["library.standstill_begin()", "time.sleep(1.5)"], 0),
+        ([WELL, "library.standstill_end(library.standstill_begin())", "stand_still()"], 0),
+        (
+            [WELL, "first = library.standstill_begin()", "library.standstill_begin()", "library.standstill_end(first)",
+             "stand_still()"], -signal.SIGKILL,
         ),
     ],
-    ids=["handing over", "only Python stands still", "handed over", "handing over the next"],
+    ids=[
+        "with a batch", "only Python stands still", "only who says so stands still",
+        "for no longer than a batch takes", "who says so is not known", "without one", "with the next batch",
+    ],
 )  # fmt: skip
-def test_who_stands_still_while_it_hands_over_is_killed(lines: list[str], exit_code: int) -> None:
+def test_who_stands_still_with_a_batch_is_killed(lines: list[str], exit_code: int) -> None:
     assert _run(*lines) == exit_code

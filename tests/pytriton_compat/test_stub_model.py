@@ -206,13 +206,15 @@ def test_a_stub_that_has_stood_still_ends_and_gives_no_late_answer(
     kills: list[tuple[int, int]] = []
     monkeypatch.setattr(os, "kill", lambda *arguments: kills.append(arguments))
     clocks = SimpleNamespace(time=lambda: 100.0 + passed, process_time=lambda: 10.0 + worked, sleep=time.sleep)
+    clocks.monotonic = lambda: 50.0 + passed
     standstill = model._standstill = type(model._standstill)()
     standstill._looked_at, standstill._worked = 100.0, 10.0
     monkeypatch.setattr(sys.modules[type(model).__module__], "time", clocks)
     assert _told(model.execute([_request(b"1")])) == [{"EMBEDDING": [[1.0, 0.0]]}]
     assert kills == [(os.getpid(), signal.SIGKILL)] * ends
-    clocks.time = lambda: 101.0 + passed  # of one that comes later Triton knows when it does
-    standstill._looked_at = 101.0 + passed
+    clocks.monotonic = lambda: 51.0 + passed  # of one that comes later Triton knows when it does
+    clocks.time = lambda: 1.0  # also where the clock on the wall has been put back meanwhile
+    standstill._looked_at = 1.0
     model.execute([_request(b"1")])
     assert len(kills) == ends
 

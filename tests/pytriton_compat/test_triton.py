@@ -206,6 +206,16 @@ def test_a_drain_is_no_success_where_a_stub_has_died_with_answers_that_its_lane_
     assert fake._drained == was_let_go
 
 
+def test_a_drain_is_no_success_where_a_stub_hangs(fake: SupervisedTriton, monkeypatch: pytest.MonkeyPatch) -> None:
+    lane: Any = SimpleNamespace(model="embed_image", batches=7, in_the_works=0, fell_silent=True)
+    lane.is_alive, lane.join = lambda: True, lambda _: None
+    fake._lanes, fake._processes = [(lane, lane)], [psutil.Process()] * 2
+    monkeypatch.setattr(fake, "_ask_to", lambda *_: True)
+    with pytest.raises(ServiceFailure, match=r"^tritonserver or a stub hangs before everything accepted was answered$"):
+        fake.drain(0)
+    assert not fake._drained
+
+
 @pytest.mark.parametrize("in_the_works", [0, 1])
 def test_a_drain_that_stubs_do_not_end_waits_for_what_is_in_the_works_and_no_longer_than_it_may(
     fake: SupervisedTriton, monkeypatch: pytest.MonkeyPatch, in_the_works: int
