@@ -54,7 +54,7 @@ def results_of_this_machine(folder: Path) -> Results:
 
 def conditions(**settings: Any) -> dict[str, Any]:
     """When and with what a row is measured."""
-    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {"date": now, "commit": machine.commit(), "versions": machine.versions(), **settings}
 
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -50,7 +50,7 @@ def _flood(logger: logging.Logger) -> None:
 
 def test_an_event_is_one_json_object_with_its_fields() -> None:
     (event,) = _events(lambda logger: logger.info("%s ok", "all", extra={"request_id": "a\nb", "code": "käse"}))
-    age = datetime.now(timezone.utc) - datetime.fromisoformat(event.pop("timestamp"))
+    age = datetime.now(UTC) - datetime.fromisoformat(event.pop("timestamp"))
     assert timedelta(0) <= age < timedelta(minutes=5)
     assert event == {
         "level": "INFO", "logger": "service.room", "message": "all ok", "request_id": "a\nb", "code": "käse",

@@ -159,7 +159,7 @@ def _impatient(name: str, send: Send) -> Case:
         rows, expected = photographs.take(1)
         try:
             answer = await asyncio.wait_for(send(wire, rows), random.uniform(0, _PATIENCE_SECONDS))
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return Outcome.DROPPED
         return _judge(answer, expected)
 

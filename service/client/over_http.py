@@ -3,7 +3,6 @@
 Comes in: encoded images. Goes out: embeddings, or the exceptions of `transport`. It must not know of retries.
 """
 
-import asyncio
 import contextlib
 import json
 import random
@@ -88,7 +87,7 @@ class HttpTransport:
             request = self._session.request(method, self._url + path, timeout=timeout, allow_redirects=False, **content)
             async with request as response:
                 body = await response.read()
-        except asyncio.TimeoutError as error:
+        except TimeoutError as error:
             raise TryAgain("no answer in time") from error
         # Connections that are refused, reset, or closed before or within an answer.
         except (aiohttp.ClientError, OSError) as error:

@@ -29,8 +29,9 @@ def prepare() -> None:
 def fills_memory(data: bytes) -> bool:
     """Whether the first strip or tile fills all of the memory that it is decoded to; also where it cannot be read.
 
-    Where a fax ends early, or a JPEG is smaller than its strip, libtiff says nothing and leaves in memory what stood
-    there before, such as another client's picture, and Pillow shows it. Further strips and tiles get the same memory.
+    Where a fax ends early, and before version 4.7.2 where a JPEG is smaller than its strip, libtiff says nothing and
+    leaves in memory what stood there before, such as another client's picture, and Pillow shows it. Further strips and
+    tiles get the same memory.
     """
     library = ctypes.CDLL(_imaging.__file__)
     library.TIFFFdOpen.restype = ctypes.c_void_p

@@ -43,7 +43,7 @@ def test_a_service_without_room_is_left_alone_for_longer_each_time(monkeypatch: 
     async def note(waiting: Coroutine[Any, Any, object], seconds: float) -> None:
         waiting.close()
         pauses.append(seconds)
-        raise asyncio.TimeoutError
+        raise TimeoutError
 
     monkeypatch.setattr(
         "service.client.retry.asyncio", SimpleNamespace(wait_for=note, TimeoutError=asyncio.TimeoutError)

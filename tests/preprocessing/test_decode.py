@@ -65,7 +65,7 @@ TURNED: dict[int, Callable[[Pixels], Pixels]] = {
     8: lambda a: np.rot90(a, 1),
 }
 # What Pillow would read if it were let.
-FOREIGN = ("PDF", "EPS", "ICO", "PPM", "TGA", "JPEG2000", "PCX", "SGI", "DDS", "DIB", "IM")
+FOREIGN = ("PDF", "EPS", "ICO", "PPM", "TGA", "JPEG2000", "PCX", "SGI", "DDS", "DIB")
 OF_TWO_PICTURES = ("mpo", "png_animated", "webp_animated", "gif_animated", "tiff_lzw_pages")
 # A sound image with bytes after its end, so that every length of base64 padding comes up.
 PADDED = [sample("one_pixel").data + b"\0" * extra for extra in range(3)]

@@ -46,9 +46,11 @@ ENDS_EARLY = {
     "run lengths, tile": _of_one_part(RUN_LENGTHS, _fax(RUN_LENGTHS, 64, HEIGHT - 2), tiled=True),
     "group 4": _of_one_part(GROUP_4, _fax(GROUP_4, WIDTH, HEIGHT - 2)),  # it fills one row more than it has
     "group 4, tile": _of_one_part(GROUP_4, _fax(GROUP_4, 64, 3), tiled=True),
-    "fewer rows": _of_one_part(JPEG, _jpeg(JPEG, WIDTH, HEIGHT - 1)),
-    "shorter rows": _of_one_part(JPEG, _jpeg(JPEG, WIDTH - 1, HEIGHT)),
-    "smaller tile": _of_one_part(JPEG, _jpeg(JPEG, 8, 8), tiled=True),
+}
+SMALL_JPEGS = {
+    "fewer rows": ((WIDTH, HEIGHT - 1), False),
+    "shorter rows": ((WIDTH - 1, HEIGHT), False),
+    "smaller tile": ((8, 8), True),
 }
 
 
@@ -57,6 +59,17 @@ def test_memory_that_is_not_filled_is_not_shown(data: bytes) -> None:
     """It may hold another client's picture, of which the embedding would tell."""
     with pytest.raises(CorruptImage, match="ends before its last row"):
         DECODER.decode(data)
+
+
+@pytest.mark.parametrize(("size", "tiled"), SMALL_JPEGS.values(), ids=SMALL_JPEGS)
+def test_what_a_jpeg_smaller_than_its_part_does_not_fill_is_black(size: tuple[int, int], tiled: bool) -> None:
+    """libtiff fills it, where older ones left what stood there before: here white."""
+    white = _of_one_part(JPEG, _jpeg(JPEG, 64 if tiled else WIDTH, HEIGHT), tiled)
+    expected = np.zeros((HEIGHT, WIDTH, 3))
+    expected[: size[1], : size[0]] = 255
+    for _ in range(3):
+        assert DECODER.decode(white).pixels.min() == 255
+        np.testing.assert_array_equal(DECODER.decode(_of_one_part(JPEG, _jpeg(JPEG, *size), tiled)).pixels, expected)
 
 
 @pytest.mark.parametrize("colour", [0, 1])
