@@ -2,7 +2,7 @@
 
 import sys
 
-from service.environment import prepare_environment
+from service.process.environment import prepare_environment
 
 # Nothing else is imported here: the load generators' processes import this module again and need no torch.
 if __name__ == "__main__":

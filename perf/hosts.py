@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from perf.findings import NotMeasured
-from service.ports import free_ports
+from service.process.ports import free_ports
 
 T = TypeVar("T")
 

@@ -7,12 +7,12 @@ import signal
 import sys
 import threading
 
-from service.environment import prepare_environment
 from service.errors import ServiceFailure, StartupFault
 from service.logs import configure_logging
-from service.ports import check_ports_are_free
+from service.process.environment import prepare_environment
+from service.process.ports import check_ports_are_free
+from service.process.signals import ending_signals
 from service.settings import load_settings, readable_log_format
-from service.signals import ending_signals
 
 logger = logging.getLogger("service")
 

@@ -9,9 +9,9 @@ from concurrent.futures import Executor
 from functools import partial
 
 from service.cache import EmbeddingCache
-from service.canary import Embed, canary_image, same_direction
 from service.cores import Cores
 from service.errors import Fault, StartupFault
+from service.health.canary import Embed, canary_image, same_direction
 from service.metrics import Metrics
 from service.model.checkpoint import checkpoint_fingerprint, load_checkpoint
 from service.model.encoder import Encoder, resolve_devices, resolve_dtype

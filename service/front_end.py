@@ -20,19 +20,19 @@ from pytriton.triton import TritonConfig
 
 from service.access import Access
 from service.assembly import by_device
-from service.canary import Canary
 from service.endpoint import EmbedImage, EmbedPixelValues, Parameters
-from service.free_memory import FreeMemory
-from service.local_client import LocalClient
+from service.health.canary import Canary
+from service.health.statistics_request import StatisticsRequest
+from service.health.watchdog import Watchdog
 from service.metrics import Metrics
 from service.model.encoder import Encoder
 from service.pipeline import Embedding, Pipeline
-from service.ports import check_ports_are_free
+from service.process.free_memory import FreeMemory
+from service.process.local_client import LocalClient
+from service.process.ports import check_ports_are_free
+from service.process.workspace import new_workspace
 from service.pytriton_compat.triton import SupervisedTriton
 from service.settings import Settings
-from service.statistics_request import StatisticsRequest
-from service.watchdog import Watchdog
-from service.workspace import new_workspace
 
 logger = logging.getLogger(__name__)
 

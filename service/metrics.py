@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from service.access import is_allowed
-from service.local_client import LocalClient
+from service.process.local_client import LocalClient
 
 logger = logging.getLogger(__name__)
 

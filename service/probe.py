@@ -24,9 +24,9 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from service.access import bearer, read_token
-from service.canary import CANARY_PATH, canary_request, is_crowded_out, read_canary
 from service.errors import ServiceFailure, StartupFault
-from service.local_client import LocalClient
+from service.health.canary import CANARY_PATH, canary_request, is_crowded_out, read_canary
+from service.process.local_client import LocalClient
 from service.settings import load_settings
 
 _QUEUE_SHARE = 0.5  # of the time allowed; then a full queue shows as a 503, and not as no answer

@@ -20,14 +20,14 @@ from service.assembly import build_pipelines, known_embedding, load_encoders
 from service.cores import Cores
 from service.errors import ServiceFailure, StartupFault
 from service.front_end import Parts, serve_by_triton
-from service.local_client import LocalClient
+from service.health.statistics_request import StatisticsRequest
 from service.metrics import Metrics, metrics_endpoint
 from service.model.encoder import Encoder
-from service.ports import free_ports
+from service.process.local_client import LocalClient
+from service.process.ports import free_ports
+from service.process.signals import ending_signals
 from service.pytriton_compat.triton import TritonFailure
 from service.settings import Settings
-from service.signals import ending_signals
-from service.statistics_request import StatisticsRequest
 
 logger = logging.getLogger(__name__)
 

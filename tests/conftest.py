@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.environment import prepare_environment
+from service.process.environment import prepare_environment
 
 prepare_environment()  # before anything imports torch
 

@@ -9,31 +9,24 @@ SERVICE = Path(__file__).parents[1] / "service"
 # Who may look into whom; the demo builds the checkpoint and belongs to no room.
 ALLOWED = {
     "__init__": set[str](),
-    "__main__": {"settings", "signals", "logs", "environment", "errors", "ports", "server", "fetch"},
+    "__main__": {"settings", "process", "logs", "errors", "server", "fetch"},
     "server": {
-        "settings", "assembly", "model", "front_end", "pytriton_compat", "errors", "cores", "metrics", "ports",
-        "access", "statistics_request", "local_client", "signals", "__version__",
+        "settings", "assembly", "model", "front_end", "pytriton_compat", "errors", "cores", "metrics", "access",
+        "health", "process", "__version__",
     },
     "front_end": {
-        "access", "settings", "assembly", "model", "pipeline", "endpoint", "pytriton_compat", "metrics", "canary",
-        "statistics_request", "free_memory", "local_client", "ports", "watchdog", "workspace",
+        "access", "settings", "assembly", "model", "pipeline", "endpoint", "pytriton_compat", "metrics", "health",
+        "process",
     },
     "bulk": {
-        "bulk", "client", "settings", "assembly", "pipeline", "model", "errors", "cores", "environment", "hangs",
-        "logs", "metrics",
+        "bulk", "client", "settings", "assembly", "pipeline", "model", "errors", "cores", "health", "logs", "metrics",
+        "process",
     },
-    "assembly": {
-        "settings", "preprocessing", "model", "pipeline", "errors", "cores", "cache", "canary",
-        "metrics",
-    },
+    "assembly": {"settings", "preprocessing", "model", "pipeline", "errors", "cores", "cache", "health", "metrics"},
     "fetch": {"model", "errors", "settings"},
-    "hangs": {"errors", "metrics"},
-    "watchdog": {"canary", "hangs", "model", "errors", "local_client", "metrics", "pytriton_compat"},
-    "canary": {"errors", "local_client"},
-    "probe": {"access", "canary", "errors", "local_client", "settings"},
+    "probe": {"access", "errors", "health", "process", "settings"},
+    "health": {"health", "model", "errors", "metrics", "process", "pytriton_compat"},
     "client": {"client"},
-    "statistics_request": {"local_client"},
-    "local_client": set[str](),
     "access": {"errors"},
     "endpoint": {"pipeline", "errors", "metrics", "pytriton_compat"},
     "pipeline": {"preprocessing", "errors", "cores", "cache", "metrics"},
@@ -42,15 +35,11 @@ ALLOWED = {
     "settings": {"errors"},
     "cache": set[str](),
     "cores": set[str](),
-    "environment": set[str](),
     "errors": set[str](),
-    "free_memory": set[str](),
     "logs": set[str](),
-    "metrics": {"access", "local_client"},
-    "ports": {"errors"},
-    "signals": set[str](),
-    "workspace": set[str](),
-    "pytriton_compat": {"access", "errors", "local_client", "pytriton_compat", "workspace"},
+    "metrics": {"access", "process"},
+    "process": {"errors"},
+    "pytriton_compat": {"access", "errors", "process", "pytriton_compat"},
 }  # fmt: skip
 # Only these rooms know of the transport, and only these of torch: the model, and the filters that resize images.
 TRANSPORT = {"front_end", "pytriton_compat", "client"}
@@ -75,7 +64,7 @@ def _imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, node.module or ""]).rstrip(".")
-            # `from service import ports` names the room behind the import.
+            # `from service import errors` names the room behind the import.
             found.update(f"{module}.{alias.name}" for alias in node.names)
     return found
 

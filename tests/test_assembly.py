@@ -11,9 +11,9 @@ from PIL import AvifImagePlugin
 
 from service import assembly
 from service.assembly import build_pipelines, by_device, known_embedding, load_encoders
-from service.canary import canary_image, same_direction
 from service.cores import Cores
 from service.errors import StartupFault
+from service.health.canary import canary_image, same_direction
 from service.metrics import Metrics
 from service.model.encoder import Encoder
 from service.pipeline import Embedding, Pipeline

@@ -41,11 +41,11 @@ from service.client.rows import Origin
 from service.client.sources import LeftOut, Place, id_of
 from service.cores import Cores
 from service.demo.drawings import draw
-from service.environment import ENVIRONMENT
 from service.errors import ServiceFailure, StartupFault
-from service.hangs import StageWatch
+from service.health.hangs import StageWatch
 from service.metrics import Metrics
 from service.model.encoder import Encoder
+from service.process.environment import ENVIRONMENT
 from service.settings import Settings, load_settings
 from tests.images import sample
 
@@ -937,8 +937,8 @@ def test_a_worker_whose_batch_does_not_end_ends(monkeypatch: pytest.MonkeyPatch)
         codes.append(code)
         over.set()
 
-    monkeypatch.setattr("service.hangs._STAGE_SECONDS", 0.3)
-    monkeypatch.setattr("service.hangs._STAGE_TIMES", 0.0)
+    monkeypatch.setattr("service.health.hangs._STAGE_SECONDS", 0.3)
+    monkeypatch.setattr("service.health.hangs._STAGE_TIMES", 0.0)
     monkeypatch.setattr("service.bulk.embedder._LOOK_SECONDS", 0.1)
     embedder = Embedder(SETTINGS, Cores())
     monkeypatch.setattr(Encoder, "_run_batch", hang)
@@ -954,7 +954,7 @@ def test_time_in_which_a_worker_was_frozen_does_not_count(monkeypatch: pytest.Mo
         """Embedders of other tests are still watched, each by a thread."""
         return next(seconds) if threading.current_thread() is here else time.monotonic()
 
-    monkeypatch.setattr("service.hangs.time", SimpleNamespace(monotonic=monotonic))
+    monkeypatch.setattr("service.health.hangs.time", SimpleNamespace(monotonic=monotonic))
     monkeypatch.setattr("service.bulk.embedder._LOOK_SECONDS", 0.0)
     monkeypatch.setattr("service.bulk.embedder._end", ends.append)
     metrics = Metrics()

@@ -17,8 +17,8 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service import metrics as metrics_room
-from service.local_client import LocalClient
 from service.metrics import Metrics, metrics_endpoint
+from service.process.local_client import LocalClient
 from tests.integration.service_process import wait_for
 from tests.ports import unused_port
 

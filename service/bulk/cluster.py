@@ -20,8 +20,8 @@ from ray.exceptions import RayTaskError
 from service.bulk.plan import Chunk
 from service.bulk.worker import Facts, Site, Worker, introduce
 from service.cores import Cores
-from service.environment import ENVIRONMENT
 from service.errors import StartupFault
+from service.process.environment import ENVIRONMENT
 from service.settings import Settings
 
 # Nothing but the chunks' names goes through Ray's object store; by itself it would take a third of the memory.

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from service.assembly import build_pipelines, known_embedding, load_encoders
 from service.cores import Cores
 from service.errors import InternalFault, ServiceFailure, StartupFault
-from service.hangs import StageWatch
+from service.health.hangs import StageWatch
 from service.metrics import Metrics
 from service.pipeline import Outcome, Row
 from service.settings import Settings

@@ -22,7 +22,8 @@ from pytriton.utils.distribution import get_stub_path
 
 from service.access import Access
 from service.errors import ServiceFailure, StartupFault
-from service.local_client import LocalClient
+from service.process.local_client import LocalClient
+from service.process.workspace import SHARED_MEMORY
 from service.pytriton_compat.command_line import overwrite_arguments
 from service.pytriton_compat.lane import InferenceCallable, Lane
 from service.pytriton_compat.libpython import link_libpython
@@ -30,7 +31,6 @@ from service.pytriton_compat.pulse import Pulse
 from service.pytriton_compat.server_log import ServerLog
 from service.pytriton_compat.server_processes import end, has_died, limit_files, process_tree, room_for_server
 from service.pytriton_compat.turns import Turns
-from service.workspace import SHARED_MEMORY
 
 logger = logging.getLogger(__name__)
 

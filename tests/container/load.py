@@ -8,7 +8,7 @@ import itertools
 import sys
 import threading
 
-from service.canary import CANARY_PATH, canary_request, read_canary
+from service.health.canary import CANARY_PATH, canary_request, read_canary
 
 CLIENTS = 16
 

@@ -42,7 +42,7 @@ DECODER = Decoder(2**25, 50_000_000)
 
 # The device fails in the middle of a batch, whose pinned memory is given back while it is out of order.
 FAILING = """
-from service.environment import prepare_environment
+from service.process.environment import prepare_environment
 prepare_environment()
 import os
 import torch

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from service.errors import StartupFault
-from service.ports import check_ports_are_free
+from service.process.ports import check_ports_are_free
 from service.pytriton_compat.server_processes import is_gone, room_for_server
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from service.free_memory import FreeMemory
+from service.process.free_memory import FreeMemory
 
 
 def test_what_was_freed_below_something_that_is_still_used_goes_back() -> None:
@@ -23,7 +23,7 @@ def test_what_was_freed_below_something_that_is_still_used_goes_back() -> None:
 
 def test_it_is_kept_while_batches_come_and_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     now, given_back, batches = [0.0], list[float](), iter([1, 2, 3, 3, 3, 4, 4, 4])
-    monkeypatch.setattr("service.free_memory.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("service.process.free_memory.time", SimpleNamespace(monotonic=lambda: now[0]))
     free = FreeMemory(lambda: next(batches))
     monkeypatch.setattr(free, "_malloc_trim", lambda _: given_back.append(now[0]))
     for now[0] in (0, 1, 2, 3, 4, 50, 51, 52):

@@ -7,9 +7,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from service.canary import Answer, Canary, Embed, canary_image, same_direction
 from service.errors import ServiceFailure
-from service.local_client import LocalClient
+from service.health.canary import Answer, Canary, Embed, canary_image, same_direction
+from service.process.local_client import LocalClient
 
 KNOWN = np.array([3, -1, 2], np.float32)
 

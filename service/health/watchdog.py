@@ -11,12 +11,12 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from service.canary import Answer, Canary
 from service.errors import ServiceFailure
-from service.hangs import StageWatch
-from service.local_client import LocalClient
+from service.health.canary import Answer, Canary
+from service.health.hangs import StageWatch
 from service.metrics import Metrics
 from service.model.encoder import Encoder
+from service.process.local_client import LocalClient
 from service.pytriton_compat.triton import SupervisedTriton, TritonFailure
 
 _MOST_FAILURES = 2

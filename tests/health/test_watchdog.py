@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from service import canary as canary_room
-from service import hangs
-from service import watchdog as room
 from service.errors import ServiceFailure
+from service.health import canary as canary_room
+from service.health import hangs
+from service.health import watchdog as room
+from service.health.watchdog import Watchdog, canary_pause
 from service.metrics import Metrics
 from service.pytriton_compat.triton import TritonFailure
-from service.watchdog import Watchdog, canary_pause
 
 LOOKS = 500
 

@@ -9,7 +9,7 @@ import http.client
 import json
 import secrets
 
-from service.local_client import LocalClient
+from service.process.local_client import LocalClient
 
 _SECONDS = 1.0
 

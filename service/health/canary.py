@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from service.errors import ServiceFailure
-from service.local_client import LocalClient
+from service.process.local_client import LocalClient
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from service import ports
 from service.errors import StartupFault
-from service.ports import free_ports
+from service.process import ports
+from service.process.ports import free_ports
 
 
 def test_they_are_different_and_no_outgoing_connection_can_take_one() -> None:
@@ -42,7 +42,7 @@ def test_services_that_start_at_the_same_time_look_in_different_places(monkeypat
 
 FIND = """
 import os, sys
-from service.ports import free_ports
+from service.process.ports import free_ports
 print(os.getpid(), free_ports(2), flush=True)
 sys.stdin.read()
 """

@@ -2,7 +2,7 @@ import signal
 
 import pytest
 
-from service.signals import ending_signals
+from service.process.signals import ending_signals
 
 
 @pytest.mark.parametrize("disposition", [signal.SIG_IGN, signal.SIG_DFL])

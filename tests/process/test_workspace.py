@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from service.workspace import SHARED_MEMORY, new_workspace
+from service.process.workspace import SHARED_MEMORY, new_workspace
 from tests.limits import open_files
 
 RUN = """
 import sys, time
-from service.workspace import SHARED_MEMORY, new_workspace
+from service.process.workspace import SHARED_MEMORY, new_workspace
 with new_workspace() as folder:
     (folder / "model").write_text("weights")
     (SHARED_MEMORY / f"{folder.name}-stub").write_text("requests")

@@ -1,0 +1,1 @@
+"""Whether the running service can still answer, rightly and in time."""

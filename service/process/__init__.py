@@ -1,0 +1,1 @@
+"""What this process asks of its machine: signals, ports, memory, a place for its files, requests to itself."""
