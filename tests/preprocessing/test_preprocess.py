@@ -190,10 +190,10 @@ def test_the_fast_filter_is_the_references_but_for_rounding(
     shape = (height, width, 3)
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8) if noise else picture(width, height)
     # Of what is tall and narrow Pillow makes the rows first, and its passes do not round alike in the other order.
-    mean = 0.4 if height > 4 * width else mean
+    mean, most = (0.4, 10) if height > 4 * width else (mean, 2)
     for side in (64, 224):
         found = _difference(_whole(pixels), _whole(pixels), side, resample)
-        assert found[0] <= mean and found[1] <= 2
+        assert found[0] <= mean and found[1] <= most
 
 
 @pytest.mark.parametrize("transpose", TRANSPOSES)
