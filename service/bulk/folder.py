@@ -23,7 +23,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from service.client.locks import locked
-from service.client.results import keep_names
+from service.client.results import keep, keep_names
 from service.client.sources import ENDS_WITHIN, SUFFIXES, TAR, LeftOut, Place, Stamp, has_entries, places_in, walk
 
 # In these, a file appears when it is complete, as an object. Not all of them can move one.
@@ -216,7 +216,7 @@ class Folder:
         try:
             self._put(unfinished, content.getvalue())
             if self.is_local:
-                _keep(f"{self.path}/{unfinished}")
+                keep(Path(self.path, unfinished))
             self.filesystem.move(f"{self.path}/{unfinished}", f"{self.path}/{name}")
             if self.is_local:
                 keep_names(Path(self.path))
@@ -287,12 +287,3 @@ class _Tar:
         if len(data) < size:
             raise OSError(ENDS_WITHIN)
         return data
-
-
-def _keep(path: str) -> None:
-    """Have a file survive a power failure."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

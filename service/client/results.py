@@ -223,8 +223,13 @@ def _unfinished(path: Path) -> Path:
 def keep_names(folder: Path) -> None:
     """Have the names in a folder survive a power failure, where its file system can promise that."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        keep(folder)
+
+
+def keep(path: Path) -> None:
+    """Have a file, or the names in a folder, survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -6,6 +6,7 @@ It must not know of the service's parts.
 """
 
 import base64
+import functools
 import http.client
 import io
 import json
@@ -38,6 +39,7 @@ _OF_A_WHOLE_BATCH = (b"incomplete string data for inference input", b"increase t
 _LEAST_COSINE = 0.999
 
 
+@functools.cache
 def canary_image() -> bytes:
     """The JPEG of a colour gradient."""
     ramp = Image.linear_gradient("L").resize((64, 64))

@@ -15,7 +15,7 @@ from service.errors import StartupFault
 # moment ago, seconds before whatever it is meant for listens there.
 _PORTS = range(20_000, 30_000)
 _TRIES = 100
-_PLACE = 8
+_PLACE = 8  # ports for each process id
 _PROCESS_IDS = "/proc/self/ns/pid"
 
 

@@ -47,11 +47,10 @@ def room_for_server(library: Path | None) -> Iterator[None]:
     for name, value in _HEAPS.items():
         os.environ.setdefault(name, value)  # read by glibc at the start of a process, so not by this one
     os.environ.setdefault("PATH", os.defpath)  # PyTriton takes for granted that there is one
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if _within(most, _LEAST_OPEN_FILES) < _LEAST_OPEN_FILES:
         raise StartupFault(f"a process may open {most} files here, and Triton needs {_LEAST_OPEN_FILES} (ulimit -Hn)")
-    open_files = max(_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    stack, files = _limit(resource.RLIMIT_STACK, _STACK_BYTES), _limit(resource.RLIMIT_NOFILE, open_files)
+    stack, files = _limit(resource.RLIMIT_STACK, _STACK_BYTES), _limit(resource.RLIMIT_NOFILE, max(_OPEN_FILES, now))
     with stack, files, _preloaded(library):
         yield
 
