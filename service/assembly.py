@@ -16,7 +16,7 @@ from service.metrics import Metrics
 from service.model.checkpoint import checkpoint_fingerprint, load_checkpoint
 from service.model.encoder import Encoder, resolve_devices, resolve_dtype
 from service.pipeline import Embedding, Pipeline, Row
-from service.preprocessing.decode import Decoder, limit_threads
+from service.preprocessing.decode import Decoder
 from service.preprocessing.preprocess import Preprocessor
 from service.settings import Settings
 
@@ -59,7 +59,6 @@ def build_pipelines(
     metrics: Metrics,
 ) -> list[Pipeline]:
     """A pipeline for each encoder; they share the cores and the cache."""
-    limit_threads(cores.count)
     decoder = Decoder(
         settings.max_image_bytes,
         settings.max_image_pixels,

@@ -23,6 +23,7 @@ from PIL import Image, _imaging, features
 
 from tests.hostile_images import scans
 from tests.images import SMALL_NAMES, encode, picture, sample
+from tests.lossless_webp import TRANSFORMS, riff, stream, vp8l
 
 SECONDS = 1.0
 """Of the processor, for one image."""
@@ -69,6 +70,7 @@ def corpus() -> tuple[bytes, ...]:
     images += [_encoded("GIF", mode, interlace=interlace) for mode in ("1", "L", "P", "RGBA") for interlace in (0, 1)]
     images += [_encoded("BMP", mode) for mode in ("1", "L", "P", "RGB", "RGBA")]
     images += [_encoded("WEBP", mode, lossless=lossless) for mode in ("RGB", "RGBA") for lossless in (False, True)]
+    images.append(riff(vp8l(16, 16, stream([0, 1, 2, 3] * 4, transforms=TRANSFORMS))))
     images += [_encoded("TIFF", mode, compression=kind) for kind in _TIFF_COMPRESSIONS for mode in sorted(_ALL)]
     images += [_encoded("TIFF", mode, compression=kind) for kind, modes in _LOSSY_TIFF.items() for mode in modes]
     images += [_encoded("TIFF", mode, big_tiff=True) for mode in ("L", "RGB")]

@@ -319,13 +319,17 @@ def _tiff_lzw_pages() -> Sample:
     return Sample(data, "TIFF", _opaque(rgb))
 
 
-def _tiff_palette_of_bytes() -> Sample:
+def _tiff_palette_of_bytes(has_alpha: bool = False) -> Sample:
     """Its palette has 8 bits a value, as some scanners write it, though the format's have 16."""
     image, rgb = _few_colours(62, 45)
+    alpha = _alpha(62, 45) if has_alpha else np.full((45, 62), 255, np.uint8)
+    if has_alpha:
+        image = image.convert("PA")
+        image.putalpha(Image.fromarray(alpha))
     data = encode(image, "TIFF")
     colours = np.frombuffer(bytes(image.getpalette() or ()).ljust(768, b"\0"), np.uint8).reshape(256, 3).T
     data = data.replace((colours * np.uint16(256)).tobytes(), colours.astype("<u2").tobytes())
-    return Sample(data, "TIFF", _opaque(rgb))
+    return Sample(data, "TIFF", np.dstack([rgb, alpha]))
 
 
 def _tiff_gray(bits: int, photometric: int) -> Sample:
@@ -397,6 +401,7 @@ _MAKERS: dict[str, Callable[[], Sample]] = {
     "bmp_run_lengths_8_bit": lambda: _bmp_run_lengths(8),
     "tiff_lzw_pages": _tiff_lzw_pages,
     "tiff_palette_of_bytes": _tiff_palette_of_bytes,
+    "tiff_palette_of_bytes_and_alpha": lambda: _tiff_palette_of_bytes(has_alpha=True),
     "tiff_gray_12_bit": lambda: _tiff_gray(12, 1),
     "tiff_gray_16_bit": lambda: _tiff_gray(16, 1),
     "tiff_gray_16_bit_white_is_zero": lambda: _tiff_gray(16, 0),

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from PIL import AvifImagePlugin
 
 from service import assembly
 from service.assembly import build_pipelines, by_device, known_embedding, load_encoders
@@ -28,10 +27,10 @@ class Machine(NamedTuple):
     preprocessor: Preprocessor
     encoders: list[Encoder]
 
-    def pipelines(self, *arguments: str, cores: int = 1) -> list[Pipeline]:
+    def pipelines(self, *arguments: str) -> list[Pipeline]:
         """By these settings."""
         settings, helpers = load_settings(arguments), ThreadPoolExecutor(1)
-        return build_pipelines(settings, self.preprocessor, self.encoders, Cores(cores), helpers, Metrics())
+        return build_pipelines(settings, self.preprocessor, self.encoders, Cores(1), helpers, Metrics())
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +100,3 @@ def test_a_device_that_is_of_no_use_is_told_at_the_start(monkeypatch: pytest.Mon
     monkeypatch.setattr(Encoder, step, fail)
     with pytest.raises(StartupFault, match=r"^cannot compute on cpu: CUDA error: no kernel image is available$"):
         load_encoders(load_settings(["--device", "cpu"]), Cores(), Metrics())
-
-
-def test_an_avif_is_decoded_in_as_many_threads_as_there_are_cores_to_use(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And not in as many as the machine has CPUs."""
-    monkeypatch.setattr(AvifImagePlugin, "DEFAULT_MAX_THREADS", 0)
-    machine.pipelines(cores=3)
-    assert AvifImagePlugin.DEFAULT_MAX_THREADS == 3

@@ -7,9 +7,7 @@ models or the protocol.
 import binascii
 import io
 import re
-import threading
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -51,9 +49,6 @@ _TRANSPOSE_BY_ORIENTATION = {
 }
 # 32-bit integers and floats: nothing in the file says which value is white, so any guess would be silently wrong.
 _UNSCALED_MODES = ("I", "F")
-# Pillow decodes an AVIF without letting go of Python's lock. Where many threads wait for it with one of this size each,
-# any other, such as the pulse of the Python stubs, gets it after seconds only.
-_LARGE_AVIF_PIXELS = 1 << 20
 # How Pillow's complaints begin on a sound header of an image that it cannot read.
 _OF_UNKNOWN_KIND = (
     "unknown pixel mode",
@@ -104,11 +99,11 @@ class Decoder:
     least_side: int | None = None
     exif_orientation: bool = True
     background: tuple[int, int, int] | None = (255, 255, 255)
-    _large_avif: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         Image.init()  # registers Pillow's plug-ins now, before threads could do so at the same time
         libtiff.prepare()
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # as of any other format: others decode meanwhile
 
     def image_bytes(self, row: bytes, base64_encoded: bool) -> bytes:
         """One row as the client sent it -> the encoded image.
@@ -153,7 +148,7 @@ class Decoder:
 
     def _decode_by_pillow(self, stripped: metadata.Stripped, size: int) -> DecodedImage:
         self._check_size(*stripped.frame)
-        # Equal pieces of a picture take few bytes, and their decoder lets no other thread run.
+        # Equal pieces of a picture take few bytes.
         most = MAX_DECODED_TIMES * self.max_pixels
         if stripped.frames_pixels > most:
             raise _too_many_pixels(f"{stripped.frames_pixels} pixels in all frames of the AVIF", most)
@@ -162,8 +157,7 @@ class Decoder:
             self._check_header(image, size)
             width, height = image.size
             scale = self._scale(width, height) if image.format == "JPEG" else 1
-            with self._large_avif if stripped.frames_pixels > _LARGE_AVIF_PIXELS else nullcontext():
-                pixels = self._load(image, stripped.data, scale)
+            pixels = self._load(image, stripped.data, scale)
             # Pillow has turned a TIFF, which its size before tells only where a tag of its own says so.
             extent = (width / scale, height / scale) if scale > 1 else (pixels.shape[1], pixels.shape[0])
             exif = stripped.exif or image.info.get("exif", b"")
@@ -224,11 +218,6 @@ class Decoder:
             return _composite(image, self.background)
         # convert() would copy an image that is RGB already.
         return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def limit_threads(count: int) -> None:
-    """Decode an AVIF in so many threads from now on, in this process: Pillow takes one for each CPU of the machine."""
-    AvifImagePlugin.DEFAULT_MAX_THREADS = count
 
 
 def _decode_base64(text: bytes) -> bytes:

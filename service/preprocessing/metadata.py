@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from service.errors import CorruptImage, UnsupportedFormat
+from service.preprocessing import tiff, webp
 from service.preprocessing.avif import announced_frames
 
 # Far above what cameras and encoders write. A JPEG passes 14 times over a component (with CMYK 24 times), has tables of
@@ -23,9 +24,6 @@ MAX_ARITHMETIC_PASSES = 30
 MAX_TABLE_BYTES = 1 << 16
 MAX_CHUNKS = 1 << 16
 MAX_GIF_BLOCKS = 1 << 16
-MAX_TAGS = 1 << 12
-MAX_STRIPS = 1 << 15  # or tiles; each takes LZMA's decoder 24 µs to set up
-MAX_NUMBER_BYTES = 400_000  # of all other tags; a transfer function, the longest of TIFF 6.0, has 393,216
 _MAX_TEXT = 1 << 20
 
 # Not among them: markers without a length, stuffed and fill bytes.
@@ -48,21 +46,6 @@ _GRAPHIC_CONTROL = b"!\xf9"
 _AVIF_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")  # Pillow's; of a film or a HEIC nothing is to be looked at
 # What an item information entry of version 2 or 3 holds before the item's type.
 _AVIF_EXIF_ITEM = re.compile(rb"(infe\x02.{7}|infe\x03.{9})Exif", re.DOTALL)
-_TIFF_TYPE_SIZES = {
-    1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8,
-}  # fmt: skip
-_TIFF_BYTE_TYPES = (1, 2, 7)  # Pillow makes numbers of all others
-# Tags that say how much there is to decode, and how; of all but some, one number. Pillow reads more types than libtiff
-# in them, and the first of several numbers; libtiff knows a type that Pillow does not.
-_TIFF_LAYOUT = {*range(256, 260), 262, 266, 273, *range(277, 280), 284, *range(322, 326)}
-_TIFF_LAYOUT_OF_MANY = {258, 259, 273, 279, 324, 325}
-_TIFF_LAYOUT_TYPES = {3, 4, 6, 8, 9, 16}
-_TIFF_WHOLE_NUMBERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
-_TIFF_COMPRESSION = 259
-# libtiff's own; not WebP, JPEG 2000 and others that few programs write.
-_TIFF_COMPRESSIONS = {1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32809, 32946, 34676, 34677, 34925, 50000}
-_STRIP_AND_TILE_SIZES = (279, 325)
-_STRIP_AND_TILE_TAGS = (273, 324, *_STRIP_AND_TILE_SIZES)
 _ORIENTATION = 0x0112
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
@@ -102,12 +85,13 @@ def strip(data: bytes) -> Stripped:
         # An item of no known type is passed over.
         return Stripped(_AVIF_EXIF_ITEM.sub(rb"\1none", data), frame=frames.largest, frames_pixels=frames.pixels)
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return Stripped(data, frame=_webp_canvas(data))
+        webp.check_tables(data)
+        return Stripped(data, frame=webp.canvas(data))
     if data.startswith(b"MM\0+"):
         # Pillow and libtiff find different directories in it.
         raise UnsupportedFormat("a big-endian BigTIFF is not read; save it as TIFF")
     if data.startswith((b"II", b"MM")):
-        _check_tiff(data)
+        tiff.check(data)
     return Stripped(data)
 
 
@@ -267,90 +251,12 @@ def _strip_gif(data: bytes) -> Stripped:
     raise CorruptImage("the GIF is truncated or corrupt in its header")
 
 
-def _webp_canvas(data: bytes) -> tuple[int, int]:
-    """Width and height, as its first chunk announces them; zeros where that is of no known kind."""
-    if data[12:16] == b"VP8X":
-        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
-    if data[12:16] == b"VP8L":
-        packed = int.from_bytes(data[21:25], "little")
-        return 1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF)
-    if data[12:16] == b"VP8 ":
-        packed = int.from_bytes(data[26:30], "little")
-        return packed & 0x3FFF, packed >> 16 & 0x3FFF
-    return 0, 0
-
-
-def _check_tiff(data: bytes) -> None:
-    """Look at the first directory: its tags must not hold more than the file, nor may its strips or tiles: those do
-    that share their bytes.
-    """
-    total = number_bytes = 0
-    seen: set[int] = set()
-    for number, (tag, kind, count, values) in enumerate(_tiff_tags(data)):
-        if number == MAX_TAGS:
-            raise UnsupportedFormat(f"a TIFF of more than {MAX_TAGS} tags is not read; save it without metadata")
-        # Of two tags Pillow takes the last and libtiff the first.
-        is_one = kind in _TIFF_LAYOUT_TYPES and (count == 1 or tag in _TIFF_LAYOUT_OF_MANY) and tag not in seen
-        if tag in _TIFF_LAYOUT and not is_one:
-            raise CorruptImage("the TIFF's tags can be read in two ways")
-        seen.add(tag)
-        size = count * _TIFF_TYPE_SIZES.get(kind, 0)
-        total += size
-        if total > len(data):
-            raise CorruptImage("the TIFF's tags announce more bytes than it has")
-        is_of_parts = tag in _STRIP_AND_TILE_TAGS
-        number_bytes += 0 if is_of_parts or kind in _TIFF_BYTE_TYPES else size
-        if number_bytes > MAX_NUMBER_BYTES or (is_of_parts and count > MAX_STRIPS):
-            raise UnsupportedFormat(
-                f"a TIFF of more than {MAX_STRIPS} strips or tiles, or {MAX_NUMBER_BYTES} bytes of numbers in other "
-                "tags, is not read; save it with larger strips and less metadata"
-            )
-        compression = _tiff_numbers(data, kind, 1, values) if tag == _TIFF_COMPRESSION else ()
-        if not _TIFF_COMPRESSIONS.issuperset(compression):
-            raise UnsupportedFormat(
-                f"a TIFF of compression {compression[0]} is not read; save it uncompressed, or with LZW or JPEG"
-            )
-        # Some writers announce the last strip as large as the others, and one strip as large as they like.
-        if tag in _STRIP_AND_TILE_SIZES and count > 1 and sum(_tiff_numbers(data, kind, count, values)) > 2 * len(data):
-            raise CorruptImage("the TIFF's strips or tiles announce more bytes than it has")
-
-
-def _tiff_tags(data: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """Tag, type, count and place of the values of each entry of the first directory, as far as it goes."""
-    order = _tiff_order(data)
-    header, number, entry, place = ("8xQ", "Q", "HHQ", "Q") if data[2:3] == b"+" else ("4xI", "H", "HHI", "I")
-    try:
-        (offset,) = struct.unpack_from(order + header, data)
-        (entries,) = struct.unpack_from(order + number, data, offset)
-        start, size = offset + struct.calcsize(order + number), struct.calcsize(order + entry + place)
-        for position in range(start, min(start + entries * size, len(data)), size):
-            tag, kind, count = struct.unpack_from(order + entry, data, position)
-            inline = position + struct.calcsize(order + entry)
-            (elsewhere,) = struct.unpack_from(order + place, data, inline)
-            is_inline = count * _TIFF_TYPE_SIZES.get(kind, 0) <= struct.calcsize(order + place)
-            yield tag, kind, count, inline if is_inline else elsewhere
-    except (struct.error, OverflowError):
-        return
-
-
-def _tiff_numbers(data: bytes, kind: int, count: int, place: int) -> Sequence[int]:
-    """So many whole numbers of that type; none where they are not there."""
-    try:
-        return struct.unpack_from(f"{_tiff_order(data)}{count}{_TIFF_WHOLE_NUMBERS[kind]}", data, place)
-    except (KeyError, struct.error, OverflowError):
-        return ()
-
-
-def _tiff_order(data: bytes) -> str:
-    return "<" if data[:1] == b"I" else ">"
-
-
 def _exif_orientation(exif: bytes) -> tuple[bool, int | None]:
     """Whether the first directory has an orientation, and its value where it is a number."""
     block = exif.removeprefix(_EXIF)
-    tags = _tiff_tags(block) if block.startswith((b"II", b"MM")) else iter(())
-    for tag, kind, count, place in itertools.islice(tags, MAX_TAGS):
+    tags = tiff.tags(block) if block.startswith((b"II", b"MM")) else iter(())
+    for tag, kind, count, place in itertools.islice(tags, tiff.MAX_TAGS):
         if tag == _ORIENTATION:
-            values = _tiff_numbers(block, kind, count, place) if kind in (3, 4) and count == 1 else ()
+            values = tiff.numbers(block, kind, count, place) if kind in (3, 4) and count == 1 else ()
             return True, values[0] if values else None
     return False, None

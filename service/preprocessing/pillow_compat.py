@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import cast
 
 import numpy as np
-from PIL import Image, ImageFile, ImagePalette, TiffImagePlugin, TiffTags
+from PIL import AvifImagePlugin, Image, ImageFile, ImagePalette, TiffImagePlugin, TiffTags
 
 from service.errors import CorruptImage
 from service.preprocessing import bmp, libtiff
@@ -66,6 +66,8 @@ def _is_odd_old_jpeg(image: TiffImagePlugin.TiffImageFile) -> bool:
 
 def load(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
     """The picture, from the bytes that `image` was opened from; raises what Pillow does, and `CorruptImage`."""
+    if isinstance(image, AvifImagePlugin.AvifImageFile):
+        return _avif_picture(image)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         _refuse_unwritten_pixels(image, data)
         _forget_subdirectories(image)
@@ -95,6 +97,14 @@ def _refuse_unwritten_pixels(image: TiffImagePlugin.TiffImageFile, data: bytes) 
         raise CorruptImage("the TIFF is truncated or corrupt: a strip or tile ends before its last row")
 
 
+def _avif_picture(image: AvifImagePlugin.AvifImageFile) -> Image.Image:
+    """As `image.load`, which takes the samples for gray where an AVIF calls itself gray and holds colours."""
+    samples, *_ = image._decoder.get_frame(0)
+    if len(samples) != image.width * image.height * len(image.getbands()):
+        raise CorruptImage("the AVIF holds other samples than its header says")
+    return Image.frombytes(image.mode, image.size, samples)
+
+
 def _forget_subdirectories(image: TiffImagePlugin.TiffImageFile) -> None:
     """Keep Pillow from reading the directories of metadata that the first one points to, however large they are."""
     exif = image.getexif()
@@ -105,7 +115,7 @@ def _forget_subdirectories(image: TiffImagePlugin.TiffImageFile) -> None:
 
 def _read_palette_of_bytes(image: TiffImagePlugin.TiffImageFile) -> None:
     """A TIFF's palette has 16 bits a value, but that of some writers 8, as libtiff knows; Pillow makes it black."""
-    if image.mode == "P" and max(colours := image.tag_v2[TiffImagePlugin.COLORMAP]) < 256:
+    if image.mode in ("P", "PA") and max(colours := image.tag_v2[TiffImagePlugin.COLORMAP]) < 256:
         image.palette = ImagePalette.raw("RGB;L", bytes(colours))
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from service.errors import ClientFault, CorruptImage, TooManyPixels, UnsupportedFormat
 from service.preprocessing import metadata
 from service.preprocessing.decode import MAX_RUN_LENGTH_BYTES, MAX_SIDE, Decoder
+from service.preprocessing.tiff import MAX_STRIPS, MAX_TAGS
 from tests.hostile_images import (
     NAMES,
     bmp_of_run_lengths,
@@ -170,11 +171,11 @@ def test_orientation_is_found_wherever_encoders_write_it(make: Callable[[], byte
             scans(0xCA, 1, 64, [(0, 0, 0, 0, b"\0")] * (metadata.MAX_ARITHMETIC_PASSES + 1)),
             UnsupportedFormat,
         ),
-        (tiff_of_strips(metadata.MAX_STRIPS), tiff_of_strips(metadata.MAX_STRIPS + 1), UnsupportedFormat),
+        (tiff_of_strips(MAX_STRIPS), tiff_of_strips(MAX_STRIPS + 1), UnsupportedFormat),
         (tiff_of_tiles(9, 9, 2048, 2048), tiff_of_tiles(9, 9, 2048, 2064), TooManyPixels),
         (tiff_of_tiles(4096, 300, 4096, 16, 6), tiff_of_tiles(4096, 1, 16, 4096, 6), TooManyPixels),
         (tiff_of_numbers(5, 24_900, 40_000, 40_001), tiff_of_numbers(5, 25_100, 40_000, 40_001), UnsupportedFormat),
-        (tiff_of_tags(metadata.MAX_TAGS), tiff_of_tags(metadata.MAX_TAGS + 1), UnsupportedFormat),
+        (tiff_of_tags(MAX_TAGS), tiff_of_tags(MAX_TAGS + 1), UnsupportedFormat),
         (tiff_of_strips(9), tiff_of_strips(9)[:-45], CorruptImage),
         (
             bmp_of_run_lengths(4, 4, RUNS),
@@ -205,7 +206,7 @@ def test_a_tag_that_libtiff_and_pillow_read_otherwise_is_refused_where_it_matter
 
 
 def test_an_orientation_is_looked_for_among_as_many_tags_as_a_tiff_may_have() -> None:
-    for before, expected in ((metadata.MAX_TAGS - 1, 6), (metadata.MAX_TAGS, None)):
+    for before, expected in ((MAX_TAGS - 1, 6), (MAX_TAGS, None)):
         assert metadata.orientation(exif(*[(1, 4, 1, 0)] * before, (274, 3, 1, 6)), b"") == expected
 
 

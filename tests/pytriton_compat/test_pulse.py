@@ -79,7 +79,7 @@ def test_it_goes_on_where_the_other_side_is_late_again_and_again(monkeypatch: py
 def test_who_is_silent_but_computes_is_given_a_minute(
     monkeypatch: pytest.MonkeyPatch, computes: float, beats: int
 ) -> None:
-    """A large AVIF is decoded without letting any other thread run."""
+    """Not all that computes lets other threads run meanwhile."""
     slept: list[float] = []
     clock = SimpleNamespace(sleep=slept.append, clock_gettime=lambda _: computes * len(slept))
     monkeypatch.setattr(pulse, "time", clock)
