@@ -142,13 +142,13 @@ def _good(name: str, share: float, send: Send, most_rows: int = 1) -> Case:
     return Case(name, share, one, is_timed=True)
 
 
-def _bad(name: str, send: Callable[[Wire], Awaitable[Answer]], message: str, status: int = 400) -> Case:
+def _bad(name: str, send: Callable[[Wire], Awaitable[Answer]], message: str) -> Case:
     async def one(wire: Wire, _: Photographs) -> Outcome:
         answer = await send(wire)
-        if answer.status == status and message in answer.message:
+        if answer.status == 400 and message in answer.message:
             return Outcome.REFUSED
         if answer.status == 200:
-            raise WrongAnswer(f"{name}: 200, not {status}")
+            raise WrongAnswer(f"{name}: 200, not 400")
         return _judge(answer, NOTHING)
 
     return Case(name, 1.0, one)
@@ -230,7 +230,7 @@ def _hostile() -> list[Case]:
         *(_bad(name, _calling(request), message) for name, (request, message) in by_grpc.items()),
         *(_bad(name, _calling(request), "") for name, request in lies.items()),
         _bad("header length that lies", _posting(photograph, lie), ""),
-        _bad("half a JSON", _posting(json_body([text])[:1000], JSON), "", status=500),
+        _bad("half a JSON", _posting(json_body([text])[:1000], JSON), ""),
     ]
 
 

@@ -7,7 +7,9 @@ import logging
 
 logger = logging.getLogger("tritonserver")
 
-_LEVELS = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR}
+# With the bracket begins what its HTTP parser prints for each request that comes before the last one's answer: anybody
+# could fill the log with it.
+_LEVELS = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR, "[": logging.DEBUG}
 _MOST_CHARACTERS = 500
 
 

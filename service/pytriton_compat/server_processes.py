@@ -23,9 +23,9 @@ _HEAPS = {
     # `clean_memory.c` counts on it, too.
     "MALLOC_MMAP_THRESHOLD_": "131072",
 }
-# Triton parses JSON by recursion, and copies a whole body of the content type that curl sends by default onto the
-# stack, twice, before it looks at a token: the usual 8 MB end it with a photograph of 4. Only what is used takes
-# memory, and stays; this is enough for twice what the documented proxy lets through.
+# For where setup has found no C compiler: Triton parses JSON by recursion, and copies a whole body of the content type
+# that curl sends by default onto the stack, twice, before it looks at a token: the usual 8 MB end it with a photograph
+# of 4. Only what is used takes memory, and stays; this is enough for twice what the documented proxy lets through.
 _STACK_BYTES = 2**27
 # Each connection is one, also of a client that says nothing, and without one left tritonserver answers nobody. Most
 # systems start a process with 1,024, and let it have more for the asking.

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import http.client
 import logging
+import math
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 from pytriton.server.triton_server_config import TritonServerConfig
 from pytriton.triton import Triton, TritonConfig, TritonLifecyclePolicy, TritonSecurityConfig
@@ -105,7 +107,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         if self._batch_strategy is None or self._preload is None:
             logger.warning(
                 "no C compiler was there at setup: a request that lies about a length fails all that share its batch,"
-                " clients may get bytes, or after a freeze embeddings, of others, and forms fill tritonserver's memory"
+                " clients may get bytes, or after a freeze embeddings, of others, and a few bytes can end tritonserver"
             )
         self._triton_server_config: TritonServerConfig
         # A local model store makes tritonserver load every model before it listens: a port that answers is a service
@@ -172,6 +174,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         """
         self._check_shared_memory()
         self._offer_libpython()
+        self._tell_largest_tensor()
         _make_unloadable_model(self._unloadable)
         with room_for_server(self._offer_preload()):
             self._run_server()
@@ -393,6 +396,15 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         link_libpython(Path(get_stub_path(version)), folder)
         os.environ["LD_LIBRARY_PATH"] = ":".join(filter(None, (str(folder), _LIBRARY_PATH)))
+
+    def _tell_largest_tensor(self) -> None:
+        """Tell `no_huge_tensors.c` how many bytes the numbers of one input may have: as many as in a full batch."""
+        sizes = [
+            model.config.max_batch_size * math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
+            for model in self._model_manager.models
+            for tensor in model.inputs
+        ]
+        os.environ["EMBED_LARGEST_TENSOR"] = str(max(sizes, default=0))
 
     def _offer_preload(self) -> Path | None:
         """Where the list of what is loaded first can name it, whose entries end at spaces and colons."""

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import requests
 
-from tests.integration.clients import HUGE_SHAPE, post_raw
+from tests.integration.clients import post_raw
 from tests.integration.load import Sent, load
 from tests.integration.reference import photographs
 from tests.integration.service_process import ServiceProcess, service, wait_for
@@ -102,11 +102,6 @@ def _stubs_stand_still(lane: str) -> Hurt:
     return lambda _, file: file.with_name(f"{file.name} of stubs").write_text(lane)
 
 
-def _end_tritonserver_by_a_request(running: ServiceProcess, _: Path) -> None:
-    with contextlib.suppress(requests.ConnectionError):
-        requests.post(running.infer_url, HUGE_SHAPE, timeout=END_SECONDS)
-
-
 def _kill_tritonserver_again_and_again(running: ServiceProcess, file: Path) -> None:
     """Until it may fail no more."""
     for _ in range(MOST_RESTARTS):
@@ -143,7 +138,6 @@ FAULTS: Mapping[str, Fault] = {
         _kill_tritonserver_again_and_again, "of tritonserver has died: SIGKILL; its last line: ", restarts=MOST_RESTARTS
     ),
     "tritonserver is killed": _healed(_kill_tritonserver, "of tritonserver has died: SIGKILL; its last line: "),
-    "tritonserver dies of a request": _healed(_end_tritonserver_by_a_request, "of tritonserver has died"),
     "tritonserver hangs": _healed(
         _signal("bin/tritonserver", STOP), "tritonserver does not answer|the stub of .* hangs"
     ),

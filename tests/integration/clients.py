@@ -20,7 +20,7 @@ from tests.integration.service_process import ServiceProcess
 Embeddings = npt.NDArray[np.float32]
 Parameters = dict[str, Any]
 
-# JSON that ends tritonserver.
+# JSON that would end tritonserver.
 HUGE_SHAPE = '{"inputs": [{"name": "INPUT_IMAGE", "shape": [1099511627776, 1], "datatype": "FP32", "data": []}]}'
 RAW_HEADERS = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "0"}
 

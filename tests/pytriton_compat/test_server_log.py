@@ -12,9 +12,9 @@ def test_bytes_become_lines_whose_levels_count_while_it_serves(caplog: pytest.Lo
     with caplog.at_level(logging.DEBUG, "tritonserver"):
         for is_serving in (False, True):
             log.is_serving = is_serving
-            for piece in (b"E1128 it is", b" broken\n\n" + b"x" * 600 + b"\n"):
+            for piece in (b"E1128 it is", b" broken\n\n" + b"[ODDITY]\n" + b"x" * 600 + b"\n"):
                 log.add(piece)
-    expected = [logging.DEBUG, logging.DEBUG, logging.ERROR, logging.INFO]
+    expected = [*[logging.DEBUG] * 3, logging.ERROR, logging.DEBUG, logging.INFO]
     assert [record.levelno for record in caplog.records] == expected
-    assert caplog.messages == ["E1128 it is broken", "x" * 600] * 2
+    assert caplog.messages == ["E1128 it is broken", "[ODDITY]", "x" * 600] * 2
     assert log.last_words == "its last line: " + "x" * 500
