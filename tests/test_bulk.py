@@ -55,8 +55,12 @@ ORIGIN = Origin("0123456789abcdef", "embed_image", "False")
 
 
 @pytest.fixture(scope="module")
-def embedder() -> Embedder:
-    return Embedder(SETTINGS, Cores())
+def embedder() -> Iterator[Embedder]:
+    """The one that all workers of these tests have; that each makes its own, tests/integration/test_ray.py holds."""
+    shared = Embedder(SETTINGS, Cores())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.bulk.worker._build", lambda *_: shared)
+        yield shared
 
 
 @pytest.fixture

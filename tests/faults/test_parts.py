@@ -230,7 +230,8 @@ def _wait_until_healed(running: ServiceProcess, starts: int, account: list[Sent]
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """All faults that are asked for, a few services at a time: most of a fault's time is spent waiting.
 
-    Those that are healed share a few services: to start one takes as long as to find out about a fault.
+    So they start on a machine that is busy, and all of them must become ready. Those that are healed share a few
+    services: to start one takes as long as to find out about a fault.
     """
     tests = (item for item in request.session.items if isinstance(item, pytest.Function) and item.path == request.path)
     names = [str(test.callspec.params["name"]) for test in tests if hasattr(test, "callspec")]

@@ -26,7 +26,7 @@ def test_batches_that_do_not_fit_are_no_failure_of_the_service(tmp_path: Path) -
     """Its canary is among them again and again, and a lane whose memory cannot grow gets none of the large batches."""
     noise = np.random.default_rng(1).integers(0, 256, (1150, 1200, 3), np.uint8)
     large, small = encode(Image.fromarray(noise), "BMP"), sample("jpeg_photo").data
-    with service(tmp_path, module="tests.faults.little_shared_memory") as running:
+    with service(tmp_path, module="tests.faults.little_shared_memory", batches=()) as running:
         outcomes: Counter[str] = Counter()
 
         def send_until_canaries_are_crowded_out(_: int) -> None:

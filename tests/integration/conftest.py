@@ -10,7 +10,7 @@ from tests.integration.service_process import ServiceProcess, service
 
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    """The embedded checkpoint in float32, so that comparisons are not blurred by the CPU's bfloat16."""
-    with service(tmp_path_factory.mktemp("service"), "--dtype", "float32") as process:
+    """With all defaults but float32, so that comparisons are not blurred by the CPU's bfloat16."""
+    with service(tmp_path_factory.mktemp("service"), "--dtype", "float32", batches=()) as process:
         yield process
         print(process.output(), file=sys.stderr)

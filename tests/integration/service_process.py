@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -17,6 +17,8 @@ from tests.ports import unused_port
 
 START_SECONDS = 240.0
 STOP_SECONDS = 90.0
+# A third of a start's work is to warm up with larger ones, from which most tests gain nothing.
+SMALL_BATCHES = ("--max-batch-size", "4")
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 240.0) -> None:
@@ -31,7 +33,12 @@ class ServiceProcess:
     """One `python -m service` on ports of its own, in a process group of its own, with its output in a file."""
 
     def __init__(
-        self, folder: Path, *arguments: str, module: str = "service", environment: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        *arguments: str,
+        module: str = "service",
+        environment: Mapping[str, str] | None = None,
+        batches: Sequence[str] = SMALL_BATCHES,
     ) -> None:
         self.http_port, self.grpc_port, self.metrics_port = (unused_port() for _ in range(3))
         self.log = folder / f"service-{self.http_port}.log"
@@ -39,7 +46,7 @@ class ServiceProcess:
         self._temporary = tempfile.TemporaryDirectory(prefix="test-")
         self.temporary = Path(self._temporary.name)
         ports = ("--http-port", self.http_port, "--grpc-port", self.grpc_port, "--metrics-port", self.metrics_port)
-        command = [sys.executable, "-m", module, *map(str, ports), *arguments]
+        command = [sys.executable, "-m", module, *map(str, ports), *batches, *arguments]
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
@@ -116,10 +123,14 @@ class ServiceProcess:
 
 @contextlib.contextmanager
 def service(
-    folder: Path, *arguments: str, module: str = "service", environment: Mapping[str, str] | None = None
+    folder: Path,
+    *arguments: str,
+    module: str = "service",
+    environment: Mapping[str, str] | None = None,
+    batches: Sequence[str] = SMALL_BATCHES,
 ) -> Iterator[ServiceProcess]:
     """A ready service that is gone afterwards, whatever happens."""
-    running = ServiceProcess(folder, *arguments, module=module, environment=environment)
+    running = ServiceProcess(folder, *arguments, module=module, environment=environment, batches=batches)
     try:
         yield running.wait_until_ready()
     finally:

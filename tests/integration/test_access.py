@@ -15,6 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from service.client.command import main as embed_many
 from tests.integration.clients import HUGE_SHAPE, RAW_HEADERS, triton_input
+from tests.integration.probing import probe
 from tests.integration.reference import photographs
 from tests.integration.service_process import ServiceProcess, service, wait_for
 
@@ -39,9 +40,13 @@ ADMIN_CALLS = [
 
 
 class Guarded(NamedTuple):
-    """A service behind tokens and TLS, and the certificate that both sides prove themselves with; it normalizes."""
+    """A service behind tokens and TLS, and the certificate that both sides prove themselves with.
+
+    It listens on every interface, and normalizes.
+    """
 
     service: ServiceProcess
+    token: Path
     certificate: Path
     key: Path
 
@@ -58,9 +63,9 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     files = {"access-token-file": folder / "token", "admin-token-file": folder / "admin token"}
     files |= {"grpc-tls-cert": certificate, "grpc-tls-key": key, "grpc-tls-client-ca": certificate}
     arguments = [word for name, path in files.items() for word in (f"--{name}", str(path))]
-    with service(folder, *arguments, "--default-normalize", "true") as running:
+    with service(folder, *arguments, "--host", "0.0.0.0", "--default-normalize", "true") as running:
         wait_for(lambda: "ready: embed_image" in running.output())
-        yield Guarded(running, certificate, key)
+        yield Guarded(running, folder / "token", certificate, key)
 
 
 def _infer(running: ServiceProcess, headers: dict[str, str]) -> int:
@@ -209,6 +214,15 @@ def test_the_command_for_many_images_shows_token_and_certificate_and_notes_that_
     table = pq.read_table(tmp_path / "out.parquet")
     assert table.schema.metadata[b"normalize"] == b"True" and len(table) == 1
     np.testing.assert_allclose(np.linalg.norm(table["embedding"].to_pylist(), axis=1), 1.0, rtol=1e-5)
+
+
+def test_the_probe_finds_the_service_and_its_token_by_the_settings_in_the_environment(guarded: Guarded) -> None:
+    environment = {"SERVICE_HOST": "0.0.0.0", "SERVICE_HTTP_PORT": str(guarded.service.http_port)}
+    found = probe(environment={**environment, "SERVICE_ACCESS_TOKEN_FILE": str(guarded.token)})
+    assert found.stdout == "able: an image became an embedding of 128 numbers\n" and found.returncode == 0
+    assert probe("--token-file", str(guarded.token), environment=environment).returncode == 0
+    refused = probe(environment=environment)
+    assert refused.returncode == 1 and "not able: the image was answered with 403" in refused.stdout
 
 
 def test_a_canary_gets_through_with_the_token(guarded: Guarded) -> None:

@@ -5,16 +5,16 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from service.errors import ServiceFailure
+from service.probe import probe as ask
+from service.process.local_client import LocalClient
 from tests.integration.probing import probe
-from tests.integration.service_process import service
 from tests.ports import unused_port
 
-TOKEN = "0123456789abcdef" * 2
 METADATA = {"outputs": [{"name": "EMBEDDING", "shape": [-1, 3]}]}
 
 
@@ -31,11 +31,6 @@ class Fake(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answers = {"ready": (200, ""), "embed_image": (200, METADATA), "infer": (200, answer(3, -1, 2))}
-
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        return f"http://127.0.0.1:{self.server_port}"
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -67,18 +62,6 @@ def fake() -> Iterator[Fake]:
         thread.join()
 
 
-def test_it_finds_the_service_by_the_settings_in_the_environment(tmp_path: Path) -> None:
-    (tmp_path / "token").write_text(TOKEN)
-    arguments = ("--host", "0.0.0.0", "--access-token-file", str(tmp_path / "token"))
-    with service(tmp_path, *arguments) as running:
-        environment = {"SERVICE_HOST": "0.0.0.0", "SERVICE_HTTP_PORT": str(running.http_port)}
-        found = probe(environment={**environment, "SERVICE_ACCESS_TOKEN_FILE": str(tmp_path / "token")})
-        assert found.stdout == "able: an image became an embedding of 128 numbers\n" and found.returncode == 0
-        assert probe("--token-file", str(tmp_path / "token"), environment=environment).returncode == 0
-        refused = probe(environment=environment)
-        assert refused.returncode == 1 and "was answered with 403" in refused.stdout
-
-
 @pytest.mark.parametrize(
     ("asked", "status", "content", "line"),
     [
@@ -96,9 +79,12 @@ def test_it_finds_the_service_by_the_settings_in_the_environment(tmp_path: Path)
 )
 def test_one_line_says_what_is_wrong(fake: Fake, asked: str, status: int, content: Any, line: str) -> None:
     fake.answers[asked] = status, content
-    found = probe("--url", fake.url)
-    assert found.stdout.startswith(line) and found.stdout.count("\n") == 1 and not found.stderr
-    assert found.returncode == (1 if line.startswith("not") else 0)
+    client = LocalClient("127.0.0.1", fake.server_port)
+    try:
+        said = ask(client, 5.0)
+    except ServiceFailure as failure:
+        said = f"not able: {failure}"
+    assert said.startswith(line) and "\n" not in said
 
 
 def test_nobody_there_and_nobody_answering() -> None:

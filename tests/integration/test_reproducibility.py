@@ -1,4 +1,4 @@
-"""The same bits, whatever the service is set to for speed."""
+"""The same bits as on one core, whatever the service is set to for speed."""
 
 import io
 from pathlib import Path
@@ -7,6 +7,9 @@ import numpy as np
 import requests
 from PIL import Image
 
+from service.bulk.embedder import Embedder
+from service.cores import Cores
+from service.settings import load_settings
 from tests.integration import reference
 from tests.integration.clients import base64_text, embed_raw, post_json
 from tests.integration.reference import Embeddings, photographs
@@ -18,8 +21,8 @@ def test_lanes_threads_and_cache_change_no_bit_of_the_reference_s_numbers(tmp_pa
     images = [*photographs(), _enlarged(photographs()[0])]
     # Batches of one: a canary that joins an image would change its last bits.
     exact = ("--dtype", "float32", "--exact-pixels", "true", "--max-batch-size", "1")
-    with service(tmp_path, *exact, "--lanes", "1", "--cpu-threads", "1") as narrow:
-        expected = embed_raw(narrow, images)
+    alone = Embedder(load_settings(exact), Cores(1))
+    expected = np.stack([outcome for image in images for outcome in alone.embed([image])])  # type: ignore[misc]
     np.testing.assert_allclose(expected, reference.embed(images), atol=2e-5)
     with service(tmp_path, *exact, "--lanes", "3", "--cpu-threads", "2", "--cache-mb", "1") as wide:
         np.testing.assert_array_equal(embed_raw(wide, images), expected)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -48,27 +49,34 @@ def _run(*lines: str) -> int:
 WELL = "say_so_again_and_again()"
 
 
-@pytest.mark.parametrize(
-    ("lines", "exit_code"),
-    [
-        ([WELL, "library.standstill_begin()", "stand_still()"], -signal.SIGKILL),
-        ([WELL, "keep_pythons_lock()", "library.standstill_begin()", "keep_pythons_lock()"], 0),
-        (["say_that_it_is_well()", "library.standstill_begin()", "time.sleep(10)"], -signal.SIGKILL),
-        (
-            ["say_that_it_is_well()", "time.sleep(1.5)", "batch = library.standstill_begin()",
-             "library.standstill_end(batch)", "time.sleep(1.5)"], 0,
-        ),
-        (["library.standstill_begin()", "time.sleep(1.5)"], 0),
-        ([WELL, "library.standstill_end(library.standstill_begin())", "stand_still()"], 0),
-        (
-            [WELL, "first = library.standstill_begin()", "library.standstill_begin()", "library.standstill_end(first)",
-             "stand_still()"], -signal.SIGKILL,
-        ),
-    ],
-    ids=[
-        "with a batch", "only Python stands still", "only who says so stands still",
-        "for no longer than a batch takes", "who says so is not known", "without one", "with the next batch",
-    ],
-)  # fmt: skip
-def test_who_stands_still_with_a_batch_is_killed(lines: list[str], exit_code: int) -> None:
-    assert _run(*lines) == exit_code
+STUBS = {
+    "with a batch": ([WELL, "library.standstill_begin()", "stand_still()"], -signal.SIGKILL),
+    "only Python stands still": (
+        [WELL, "keep_pythons_lock()", "library.standstill_begin()", "keep_pythons_lock()"], 0,
+    ),
+    "only who says so stands still": (
+        ["say_that_it_is_well()", "library.standstill_begin()", "time.sleep(10)"], -signal.SIGKILL,
+    ),
+    "for no longer than a batch takes": (
+        ["say_that_it_is_well()", "time.sleep(1.5)", "batch = library.standstill_begin()",
+         "library.standstill_end(batch)", "time.sleep(1.5)"], 0,
+    ),
+    "who says so is not known": (["library.standstill_begin()", "time.sleep(1.5)"], 0),
+    "without one": ([WELL, "library.standstill_end(library.standstill_begin())", "stand_still()"], 0),
+    "with the next batch": (
+        [WELL, "first = library.standstill_begin()", "library.standstill_begin()", "library.standstill_end(first)",
+         "stand_still()"], -signal.SIGKILL,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def exit_codes() -> dict[str, int]:
+    """Of all stubs, at the same time: they mostly sleep."""
+    with ThreadPoolExecutor(len(STUBS)) as threads:
+        return dict(zip(STUBS, threads.map(lambda stub: _run(*stub[0]), STUBS.values()), strict=True))
+
+
+@pytest.mark.parametrize("name", STUBS)
+def test_who_stands_still_with_a_batch_is_killed(name: str, exit_codes: dict[str, int]) -> None:
+    assert exit_codes[name] == STUBS[name][1]
