@@ -24,6 +24,7 @@ def main() -> int:
     """Run the service; the exit code is 0 after a signal, 1 for a failure, 2 for a wrong setting."""
     if sys.argv[1:2] == ["fetch"]:
         return _fetch(sys.argv[2:])
+    _open_standard_streams()
     for number in ending_signals():
         # Nothing is there yet that would have to be left in order, and threads may be loading what takes long.
         signal.signal(number, lambda *_: os._exit(0))
@@ -50,6 +51,14 @@ def main() -> int:
     # Lanes, also those of a tritonserver that has failed, may still be inside the model, and helpers inside a decoder.
     # An interpreter that ends under such threads aborts, or waits for them.
     os._exit(exit_code)
+
+
+def _open_standard_streams() -> None:
+    """Those that are closed, as by a shell's `2>&-`: what is printed would go to a socket that gets their numbers."""
+    while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(null)
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
 
 
 def _foreseen(error: Exception) -> Exception:

@@ -24,8 +24,8 @@ from service.health.statistics_request import StatisticsRequest
 from service.metrics import Metrics, metrics_endpoint
 from service.model.encoder import Encoder
 from service.process.local_client import LocalClient
-from service.process.ports import free_ports
-from service.process.signals import ending_signals
+from service.process.ports import check_ports_are_free, free_ports
+from service.process.signals import Shutdown, ending_signals
 from service.pytriton_compat.triton import TritonFailure
 from service.settings import Settings
 
@@ -64,6 +64,7 @@ def serve(settings: Settings) -> None:
     )
     with contextlib.ExitStack() as stack:
         if settings.metrics_port:
+            check_ports_are_free(settings.host, {"metrics_port": settings.metrics_port})  # another may have started
             own = LocalClient("127.0.0.1", metrics_port)
             stack.enter_context(metrics_endpoint(metrics, settings.host, settings.metrics_port, own, access.token))
         _serve(parts, shutdown)
@@ -139,7 +140,7 @@ def _shutdown_on_signals() -> threading.Event:
 
     A second SIGHUP does not: the shell and the kernel both send one at a terminal's end.
     """
-    shutdown, numbers = threading.Event(), ending_signals()
+    shutdown, numbers = Shutdown(), ending_signals()
 
     def on_signal(number: int, _: object) -> None:
         if shutdown.is_set() and number != signal.SIGHUP:

@@ -28,6 +28,21 @@ __main__._END_SECONDS = 3
 __main__.main()
 """
 
+CLOSED = """
+import logging, os, sys, threading
+from types import SimpleNamespace
+from service import __main__
+
+def serve(settings):
+    assert {os.readlink(f"/proc/self/fd/{number}") for number in range(3)} == {os.devnull}
+    logging.getLogger("service").error("nobody reads this")
+    logging.getLogger().handlers[0].flush()
+    assert "log" in {thread.name for thread in threading.enumerate()}
+
+sys.modules["service.server"] = SimpleNamespace(serve=serve)
+__main__.main()
+"""
+
 
 @pytest.fixture
 def unread() -> Iterator[int]:
@@ -66,3 +81,8 @@ def test_a_wrong_setting_is_told_by_the_exit_code_also_where_the_log_is_on_a_ful
         command = [sys.executable, "-m", "service", "--lanes", "x"]
         ended = subprocess.run(command, stderr=full, cwd=REPOSITORY, check=False)
     assert ended.returncode == 2
+
+
+def test_sockets_of_ours_do_not_become_standard_streams_that_were_closed() -> None:
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", CLOSED]
+    assert subprocess.run(command, cwd=REPOSITORY, check=False).returncode == 0

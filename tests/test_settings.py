@@ -243,6 +243,7 @@ def test_the_systemd_unit_starts_what_there_is_and_gives_it_time_to_drain(load: 
     assert [python, *module] == [f"{INSTALLED}/.venv/bin/python", "-m", "service"]
     settings = load(Sources("", "", arguments.replace(INSTALLED, str(REPOSITORY))))
     assert settings.host == "127.0.0.1"
+    assert unit["Service"]["OOMPolicy"] == "continue"
     assert int(unit["Service"]["TimeoutStopSec"]) > settings.shutdown_grace_s + _DRAIN_SECONDS + END_SECONDS
 
 

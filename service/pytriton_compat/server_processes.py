@@ -115,6 +115,19 @@ def is_gone(process: psutil.Process) -> bool:
         return True
 
 
+def listens(processes: Collection[psutil.Process], port: int) -> bool:
+    """Whether one of them is who listens at this TCP port, or that is not for us to know."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            try:
+                connections = process.net_connections("tcp")
+            except psutil.AccessDenied:
+                return True
+            if any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in connections):
+                return True
+    return False
+
+
 def end(processes: Collection[psutil.Process], were_told: bool) -> None:
     """Wait for processes that were told to end, kill those that do not or were not told, and see that they are gone."""
     _, alive = psutil.wait_procs(processes, timeout=_END_SECONDS if were_told else 0)

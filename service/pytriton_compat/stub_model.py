@@ -8,7 +8,6 @@ passes a batch through ten threads on its way. Here the stub's own thread waits 
 import contextlib
 import ctypes
 import json
-import math
 import os
 import signal
 import socket
@@ -23,11 +22,6 @@ from .fault_wire import read_fault
 from .pulse import keep_pulse
 
 _TERMINATION_SECONDS = 5
-# Triton takes a stub for dead of which it has not heard for 0.7 to 1 s, by the clock on the wall.
-_STILL_SECONDS = 0.6
-_LOOK_SECONDS = 0.1
-# From the end of a standstill until a batch that Triton had sent before it must have begun.
-_SOON_SECONDS = 0.2
 _TRIM_SECONDS = 5
 _INTERNAL = "INTERNAL", "internal_error: the request could not be answered"
 
@@ -41,38 +35,26 @@ class TritonPythonModel:
         self._inputs = [tensor["name"] for tensor in config["input"]]
         index = args["model_instance_name"].rsplit("_", 1)[-1]
         self._lane, pulse = _connect(f"lane-{index}.sock"), _connect(f"pulse-{index}.sock")
-        self._standstill = _Standstill()
-        threading.Thread(target=self._standstill.watch, daemon=True).start()
         threading.Thread(target=_end_with_the_service, args=(pulse, self._lane, os.getppid()), daemon=True).start()
         threading.Thread(target=_give_back_memory, args=(self._lane,), daemon=True).start()
+        library = ctypes.CDLL(None)  # what this process was started with, `preload.so` among it
+        if hasattr(library, "standstill_watch"):
+            library.standstill_watch()
 
     def execute(self, requests):
-        """One response a request; a failure stays with its request and reaches the client without a traceback.
-
-        After a standstill there is none: Triton may have given up this batch, and would take its responses for those of
-        the next one, each request's for another's.
-        """
-        batch, began = self._standstill.begin(), time.monotonic()
-        responses = self._responses(requests)
-        self._standstill.look()
-        if began < self._standstill.ended_at + _SOON_SECONDS:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self._standstill.answered = batch
-        return responses
-
-    def finalize(self):
-        """Let the lane go: without this word it takes the stub for dead, with answers that nobody got."""
-        with contextlib.suppress(OSError):
-            send_batch(self._lane, [])
-        self._lane.close()
-
-    def _responses(self, requests):
+        """One response a request; a failure stays with its request and reaches the client without a traceback."""
         entries = [_attempt(self._entry, request) for request in requests]
         answers = iter(self._ask([entry for entry in entries if entry is not None]))
         return [
             self._response(request, None if entry is None else next(answers))
             for request, entry in zip(requests, entries, strict=True)
         ]
+
+    def finalize(self):
+        """Let the lane go: without this word it takes the stub for dead, with answers that nobody got."""
+        with contextlib.suppress(OSError):
+            send_batch(self._lane, [])
+        self._lane.close()
 
     def _ask(self, entries):
         """The lane's answers, None for each where there are none."""
@@ -99,50 +81,6 @@ class TritonPythonModel:
         # No line in the log where there is no tensor: it has been told, and see `_ask`.
         answer = None if tensors is None else _attempt(_answer, request, tensors)
         return answer or _error(*_INTERNAL)
-
-
-class _Standstill:
-    """When this process has last stood still, frozen or without its turn, or the clock on the wall was put forward.
-
-    Nothing here can look while Triton's code takes the answers away, nor at the one thread by which Triton knows that
-    this process is well. While there is a batch `standstill.c` has the kernel end the process where that stands still;
-    where setup has found no C compiler, nothing does.
-
-    Attributes:
-        ended_at: when it went on, by a clock that nobody puts back.
-        answered: the number of the last batch whose answers are on their way to Triton.
-    """
-
-    def __init__(self):
-        self.ended_at = -math.inf
-        self.answered = 0
-        self._looked_at, self._worked = time.time(), time.process_time()
-        self._library = ctypes.CDLL(None)  # what this process was started with, `preload.so` among it
-        self._is_killed = hasattr(self._library, "standstill_watch") and bool(self._library.standstill_watch())
-        if self._is_killed:
-            self._library.standstill_begin.restype = ctypes.c_long
-            self._library.standstill_end.argtypes = (ctypes.c_long,)
-
-    def begin(self):
-        """A batch has come; its number."""
-        return self._library.standstill_begin() if self._is_killed else 0
-
-    def look(self):
-        """See whether more time has passed since the last look than this process has worked and slept."""
-        now, worked = time.time(), time.process_time()
-        if now - self._looked_at - (worked - self._worked) > _STILL_SECONDS:
-            self.ended_at = time.monotonic()
-        self._looked_at, self._worked = now, worked
-
-    def watch(self):
-        """Look again and again."""
-        while True:
-            answered = self.answered
-            time.sleep(_LOOK_SECONDS)
-            self.look()
-            # Triton's code, which takes answers away, holds the lock that this thread needed to get here.
-            if self._is_killed:
-                self._library.standstill_end(answered)
 
 
 def _parameters(request):

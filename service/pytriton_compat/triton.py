@@ -31,7 +31,7 @@ from service.pytriton_compat.lane import InferenceCallable, Lane
 from service.pytriton_compat.libpython import link_libpython
 from service.pytriton_compat.pulse import Pulse
 from service.pytriton_compat.server_log import ServerLog
-from service.pytriton_compat.server_processes import end, has_died, limit_files, process_tree, room_for_server
+from service.pytriton_compat.server_processes import end, has_died, limit_files, listens, process_tree, room_for_server
 from service.pytriton_compat.turns import Turns
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         self._folder = workspace
         self._unloadable = workspace / "draining"
         self._access = access
-        self._http = LocalClient(config.http_address, config.http_port)
+        self._http, self._http_port = LocalClient(config.http_address, config.http_port), config.http_port
         self._metrics = LocalClient(config.metrics_address, config.metrics_port) if config.allow_metrics else None
         self._stub_bytes = stub_bytes
         self._batch_strategy, self._preload = find_library("batchstrategy"), find_library("preload")
@@ -179,14 +179,14 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
         with room_for_server(self._offer_preload()):
             self._run_server()
         deadline = time.monotonic() + seconds
-        while not self._answers("ready", _ANSWER_SECONDS):
+        while not self._is_ready():
             self._close_shared_memory()
             if not self._triton_server.is_alive():
                 raise StartupFault(f"tritonserver ended while it started; {self._log.last_words}")
             if time.monotonic() > deadline:
                 raise StartupFault(f"tritonserver was not ready after {seconds:.0f} s")
             # Requests that it has accepted since are to be answered.
-            if interrupted.wait(_POLL_SECONDS) and not self._answers("ready", _ANSWER_SECONDS):
+            if interrupted.wait(_POLL_SECONDS) and not self._is_ready():
                 return False
         self._processes = self._living_processes()
         if not self._processes:
@@ -409,6 +409,10 @@ class SupervisedTriton(Triton):  # type: ignore[misc]
     def _offer_preload(self) -> Path | None:
         """Where the list of what is loaded first can name it, whose entries end at spaces and colons."""
         return self._preload and Path(shutil.copy(self._preload, self._workspace.path / "preload.so"))
+
+    def _is_ready(self) -> bool:
+        """Whether it is, and not another one, started at the same time, that has got its port."""
+        return self._answers("ready", _ANSWER_SECONDS) and listens(self._living_processes(), self._http_port)
 
     def _answers(self, health: str, seconds: float) -> bool:
         """Whether tritonserver says within so many seconds that it is `live` or `ready`."""

@@ -46,7 +46,9 @@ class ServiceProcess:
         self._temporary = tempfile.TemporaryDirectory(prefix="test-")
         self.temporary = Path(self._temporary.name)
         ports = ("--http-port", self.http_port, "--grpc-port", self.grpc_port, "--metrics-port", self.metrics_port)
-        command = [sys.executable, "-m", module, *map(str, ports), *batches, *arguments]
+        # It ends with the thread that started it, also where the tests are killed and tidy nothing up.
+        mortal = ("setpriv", "--pdeathsig", "TERM", sys.executable)
+        command = [*mortal, "-m", module, *map(str, ports), *batches, *arguments]
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 command,

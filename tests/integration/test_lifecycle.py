@@ -159,6 +159,24 @@ def test_a_start_removes_what_one_that_was_killed_has_left_and_a_signal_meanwhil
         assert os.listdir(killed.temporary) == [] and not starting.shared_memory()
 
 
+KILLED_TESTS = """
+import pathlib, sys, time
+from tests.integration.service_process import ServiceProcess
+
+print(ServiceProcess(pathlib.Path(sys.argv[1])).process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_service_of_tests_that_are_killed_ends_with_them(tmp_path: Path) -> None:
+    command, environment = [sys.executable, "-c", KILLED_TESTS, str(tmp_path)], {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as run:
+        assert run.stdout is not None
+        left = psutil.Process(int(run.stdout.readline()))
+        run.kill()
+    assert not psutil.wait_procs([left], timeout=60)[1]
+
+
 def test_it_starts_whatever_its_checkpoint_and_model_are_called_without_a_path_and_reads_base64_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from service.errors import StartupFault
 from service.process.ports import check_ports_are_free
-from service.pytriton_compat.server_processes import is_gone, room_for_server
+from service.pytriton_compat.server_processes import is_gone, listens, room_for_server
 
 
 @pytest.mark.parametrize("own", ["", "own.so"])
@@ -42,9 +42,11 @@ def test_a_killed_process_is_gone_when_its_port_is_free() -> None:
         assert listener.stdout is not None
         port = int(listener.stdout.readline())
         process = psutil.Process(listener.pid)
+        assert listens([psutil.Process(), process], port) and not listens([psutil.Process()], port)
         listener.kill()
         while not is_gone(process):
             pass
+        assert not listens([process], port)
         check_ports_are_free("127.0.0.1", {"http_port": port})
 
 

@@ -17,8 +17,9 @@ pytestmark = pytest.mark.skipif(PRELOAD is None, reason="setup has found no C co
 STUB = f"""
 import ctypes, os, signal, threading, time
 libc, library = ctypes.CDLL(None), ctypes.CDLL({str(PRELOAD)!r})
-assert library.standstill_watch()
+library.standstill_watch()
 pause = (ctypes.c_long * 2)(0, 300_000_000)
+batches = (ctypes.c_long * 4)()
 def say_that_it_is_well():
     library.nanosleep(pause, None)
 def say_so_again_and_again():
@@ -27,10 +28,18 @@ def say_so_again_and_again():
     numbers = (ctypes.c_long * 200)(*(list(pause) * 100))
     sort = (numbers, ctypes.c_size_t(100), ctypes.c_size_t(16), library.nanosleep)
     threading.Thread(target=libc.qsort, args=sort, daemon=True).start()
+def send_a_batch():
+    libc.sem_post(batches)
+def take_a_batch():
+    assert library.sem_wait(batches) == 0
 def stand_still():
     os.kill(os.getpid(), signal.SIGSTOP)
+def meanwhile(*steps):
+    threading.Thread(target=lambda: [step() for step in steps], daemon=True).start()
 def keep_pythons_lock():
     ctypes.PyDLL(None).usleep(1_500_000)
+def wait():
+    time.sleep(1.5)
 """
 
 
@@ -46,27 +55,23 @@ def _run(*lines: str) -> int:
     return stub.returncode
 
 
-WELL = "say_so_again_and_again()"
+WELL, TAKE = "say_so_again_and_again()", "send_a_batch(); take_a_batch()"
 
 
 STUBS = {
-    "with a batch": ([WELL, "library.standstill_begin()", "stand_still()"], -signal.SIGKILL),
-    "only Python stands still": (
-        [WELL, "keep_pythons_lock()", "library.standstill_begin()", "keep_pythons_lock()"], 0,
+    "with a batch": ([WELL, TAKE, "stand_still()"], -signal.SIGKILL),
+    "only Python stands still": ([WELL, "keep_pythons_lock()", TAKE, "keep_pythons_lock()"], 0),
+    "only who says so stands still": (["say_that_it_is_well()", TAKE, "time.sleep(10)"], -signal.SIGKILL),
+    "who says so is not known": ([TAKE, "wait()"], 0),
+    "without one": ([WELL, "meanwhile(wait, stand_still, wait, wait, send_a_batch)", "take_a_batch()"], 0),
+    "without one, only who says so": (["say_that_it_is_well()", "meanwhile(wait, send_a_batch)", "take_a_batch()"], 0),
+    "when it has handed the answers over": (
+        [WELL, TAKE, "meanwhile(wait, stand_still, wait, wait, send_a_batch)", "take_a_batch()"], 0,
     ),
-    "only who says so stands still": (
-        ["say_that_it_is_well()", "library.standstill_begin()", "time.sleep(10)"], -signal.SIGKILL,
+    "before it takes one": (
+        [WELL, "send_a_batch()", "meanwhile(stand_still, wait)", "wait()", "take_a_batch()"], -signal.SIGKILL,
     ),
-    "for no longer than a batch takes": (
-        ["say_that_it_is_well()", "time.sleep(1.5)", "batch = library.standstill_begin()",
-         "library.standstill_end(batch)", "time.sleep(1.5)"], 0,
-    ),
-    "who says so is not known": (["library.standstill_begin()", "time.sleep(1.5)"], 0),
-    "without one": ([WELL, "library.standstill_end(library.standstill_begin())", "stand_still()"], 0),
-    "with the next batch": (
-        [WELL, "first = library.standstill_begin()", "library.standstill_begin()", "library.standstill_end(first)",
-         "stand_still()"], -signal.SIGKILL,
-    ),
+    "with the next batch": ([WELL, TAKE, TAKE, "stand_still()"], -signal.SIGKILL),
 }  # fmt: skip
 
 

@@ -99,6 +99,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SupervisedTriton:
     for name, part in parts.items():
         monkeypatch.setattr(triton, name, part)
     monkeypatch.setattr(room, "limit_files", lambda *_: None)
+    monkeypatch.setattr(room, "listens", lambda *_: True)
     triton._log.add("E1128 no such file\n")
     return triton
 
@@ -129,6 +130,14 @@ def test_a_start_that_fails_says_how(
         monkeypatch.setattr(fake, name, part)
     with pytest.raises(StartupFault, match=message):
         fake.start(threading.Event(), seconds)
+
+
+def test_it_is_not_ready_because_another_one_answers_at_its_port(
+    fake: SupervisedTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "listens", lambda *_: False)
+    with pytest.raises(StartupFault, match="tritonserver was not ready after 0 s"):
+        fake.start(threading.Event(), 0)
 
 
 def test_it_does_not_start_with_too_little_shared_memory(
