@@ -176,12 +176,26 @@ def test_what_is_not_installed_is_exit_code_2_in_one_line(tmp_path: Path, comman
     assert (result.returncode, result.stderr) == (2, said)
 
 
-@pytest.mark.parametrize(("text", "told"), [("", "RayError"), ("Traceback\n  it\nodd\n", "odd")])
+def _ray_error(cause: Exception) -> RayError:
+    """One of a worker, to whose message Ray adds what it likes."""
+    fault: Any = RayTaskError  # which has no types
+    error: RayError = fault("submit", "Traceback of several processes", cause)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RayError(""), "RayError"),
+        (RayError("Traceback\n  it\nodd\n"), "odd"),
+        (_ray_error(ServiceFailure("the disk is full\nTo change retry attempts, configure Ray")), "the disk is full"),
+    ],
+)
 def test_what_ray_says_is_told_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str, told: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: RayError, told: str
 ) -> None:
     def fail(*_: object) -> None:
-        raise RayError(text)
+        raise error
 
     monkeypatch.setattr(command, "_embed", fail)
     assert main(["lake", "--out", "vectors"]) == 3
@@ -193,6 +207,7 @@ def test_ray_tells_its_makers_nothing_unless_somebody_wants_that(monkeypatch: py
     for name in ("RAY_USAGE_STATS_ENABLED", "RAY_DATA_LOG_LEVEL"):
         monkeypatch.delenv(name, raising=False)
     assert main(["lake", "--out", "vectors"]) == 0 and os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert os.environ["RAY_DATA_LOG_LEVEL"] == "CRITICAL", "or it prints each failure, in sixty lines"
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
     assert main(["lake", "--out", "vectors"]) == 0 and os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
 
@@ -220,15 +235,19 @@ def test_who_tells_what_a_worker_would_be_has_a_workers_share_of_the_cluster(mon
         asked.update(options)
         return lambda function: SimpleNamespace(remote=function)
 
+    def build(settings: Settings, cores: Cores) -> Any:
+        return SimpleNamespace(fingerprint=settings.device, lanes=cores.count)
+
     monkeypatch.setattr(ray, "remote", remote)
     monkeypatch.setattr(ray, "get", lambda answer: answer)
-    monkeypatch.setattr(cluster, "introduce", lambda settings, cpus: Facts(settings.device, cpus))
+    monkeypatch.setattr("service.bulk.embedder.Embedder", build)
     assert cluster.ask(SETTINGS, Shares(3, 2, 1)) == Facts(SETTINGS.device, 2)
     assert asked == {"num_cpus": 2, "num_gpus": 1}
+    settings = SETTINGS.model_copy(update={"cpu_threads": 5})
+    assert cluster.ask(settings, Shares(3, 2, 1)).lanes == 5, "or as many threads as the settings say"
 
     def fail(_: object) -> None:
-        fault: Any = RayTaskError  # which has no types
-        raise fault("introduce", "Traceback of several processes", StartupFault("no checkpoint there"))
+        raise _ray_error(StartupFault("no checkpoint there"))
 
     monkeypatch.setattr(ray, "get", fail)
     with pytest.raises(StartupFault, match=r"^no checkpoint there$"):
@@ -364,7 +383,9 @@ def test_where_nobody_watches_a_line_tells_how_far_a_job_is(
     assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == ["2/5", "4/5"]
 
 
-def test_a_plan_stays_and_new_images_become_a_plan_of_their_own(lake: Path, out: Folder) -> None:
+def test_a_plan_stays_and_new_images_become_a_plan_of_their_own(
+    lake: Path, out: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = _plan(lake, out)
     assert [(chunk.part, chunk.images) for chunk in first.chunks] == [
         ("0000-000000.parquet", 4),
@@ -379,6 +400,10 @@ def test_a_plan_stays_and_new_images_become_a_plan_of_their_own(lake: Path, out:
     ]
     assert _plan(lake, out).chunks == later
     assert Plan(out, str(lake), ORIGIN).extend([Place(name, name) for name in ("0.jpg", "0.jpg", "00.jpg")], 4) == 2
+    monkeypatch.setattr(planning, "_BATCH", 1)  # a name that comes twice is one image, however far apart
+    last = Plan(out, str(lake), ORIGIN)
+    last.extend([Place("10.jpg", "10.jpg")] * 2, 4)
+    assert [chunk.images for chunk in last.chunks[4:]] == [1]
 
 
 def test_whoever_reads_a_chunk_reads_no_more_of_the_others_the_more_there_are(
@@ -716,14 +741,17 @@ def test_an_object_store_that_cannot_move_objects_is_enough(tmp_path: Path) -> N
     assert store.tables() == ["0.parquet"] and store.open_table("0.parquet").read() == table
 
 
-def test_a_full_disk_is_not_kept_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_in_one_line_and_not_kept_full(
+    lake: Path, out: Folder, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    plan = _plan(lake, out, Origin(embedder.fingerprint, "embed_image", "False"))
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="No space left"):
-        Folder.at(str(tmp_path)).write_table("0.parquet", pa.table({"id": ["a"]}))
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(ServiceFailure, match=r"^OSError: \[Errno 28\] No space left on device$"):
+        _work(lake, out, embedder, plan=plan)
+    assert sorted(os.listdir(out.path)) == ["_plan", "_strikes"]
 
 
 def test_a_folder_whose_names_cannot_be_kept_on_purpose_is_enough(
@@ -944,7 +972,8 @@ def test_a_worker_whose_batch_does_not_end_ends(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("service.health.hangs._STAGE_SECONDS", 0.3)
     monkeypatch.setattr("service.health.hangs._STAGE_TIMES", 0.0)
     monkeypatch.setattr("service.bulk.embedder._LOOK_SECONDS", 0.1)
-    embedder = Embedder(SETTINGS, Cores())
+    embedder = Embedder(SETTINGS.model_copy(update={"lanes": 3}), Cores(1))
+    assert embedder.lanes == 3, "and not the two that one core has"
     monkeypatch.setattr(Encoder, "_run_batch", hang)
     monkeypatch.setattr(os, "_exit", end)
     embedder.embed([_drawing(1)])

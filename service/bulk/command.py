@@ -30,7 +30,7 @@ _SETTINGS = "All settings of the service that change embeddings or their speed c
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # to its makers
-    "RAY_DATA_LOG_LEVEL": "ERROR",  # what it tells of progress is told better here
+    "RAY_DATA_LOG_LEVEL": "CRITICAL",  # what it tells of progress and of errors, by tracebacks, is told better here
 }
 _LINE_SECONDS = 30.0
 
@@ -56,9 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return _embed(options, _settings(rest))
     except RayError as error:
-        # As text most of them are tracebacks of several processes, and some are empty.
-        *_, last_line = [type(error).__name__, *str(error).strip().splitlines()]
-        return complain(getattr(error, "cause", None) or last_line, 3)
+        return complain(_in_one_line(error), 3)
     except (StartupFault, Mismatch, Busy, NothingToDo, OSError, pa.ArrowException) as error:
         return complain(error, 2)
     except KeyboardInterrupt:
@@ -68,6 +66,14 @@ def main(arguments: Sequence[str]) -> int:
     except Exception as error:  # or Python would end it with 1, as if all but a few images were embedded
         traceback.print_exc()
         return complain(f"{type(error).__name__}: {error}", 3)
+
+
+def _in_one_line(error: Exception) -> str:
+    """What Ray raises: as text most of it is tracebacks of several processes, and some is empty."""
+    if cause := str(getattr(error, "cause", None) or ""):
+        return cause.splitlines()[0]  # below it comes Ray's advice how to have it tried again
+    *_, last_line = [type(error).__name__, *str(error).strip().splitlines()]
+    return last_line
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -125,7 +131,7 @@ def _embed(options: argparse.Namespace, settings: Settings) -> int:
 def _to_do(plan: Plan, failed: Mapping[Chunk, int], retry_failed: bool) -> dict[Chunk, int]:
     todo = plan.to_do(failed, retry_failed)
     if done := sum(chunk.images for chunk in plan.chunks) - sum(todo.values()):
-        say(f"left out, as done in earlier runs: {done:,} images")
+        say(f"left out, as done in earlier runs (changed since or not): {done:,} images")
     return todo
 
 

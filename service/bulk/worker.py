@@ -3,6 +3,7 @@
 Comes in: chunks, several at a time. Goes out: for each what came of it. It must not know who deals the chunks.
 """
 
+import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,8 @@ from service.settings import Settings
 
 if TYPE_CHECKING:
     from service.bulk.embedder import Embedder
+
+logger = logging.getLogger(__name__)
 
 # An object store takes a while to answer, but answers many questions at a time.
 _READERS = 64
@@ -82,14 +85,28 @@ class Worker:
 
         A part that is there is left as it is, but for the images that have failed if `item["again"]` says so. How many
         are to do is in `item["to_do"]`: who takes over from a worker that has died cannot see it.
+
+        Raises:
+            ServiceFailure: this worker cannot go on, as with a full disk. In one line: of what else is raised Ray makes
+                many.
         """
         chunk = Chunk(item["plan"], item["group"], item["images"])
+        try:
+            return {"images": item["to_do"], "failed": self._finish(chunk, item["again"])}
+        except ServiceFailure:
+            raise
+        except Exception as error:
+            logger.error("an exception was not caught", exc_info=error)
+            raise ServiceFailure(" ".join(f"{type(error).__name__}: {error}".split())) from error
+
+    def _finish(self, chunk: Chunk, again: bool) -> int:
+        """Have the chunk's part; the number of its rows that have an error."""
         failed = count_failed(self._site.out, chunk)
         if failed is None:
-            failed = self._write(chunk, self._rows(chunk, places_of(self._site.out, chunk)))
-        elif failed and item["again"]:
-            failed = self._write(chunk, self._rows_again(chunk))
-        return {"images": item["to_do"], "failed": failed}
+            return self._write(chunk, self._rows(chunk, places_of(self._site.out, chunk)))
+        if failed and again:
+            return self._write(chunk, self._rows_again(chunk))
+        return failed
 
     def _write(self, chunk: Chunk, rows: pa.Table) -> int:
         """The number of rows that have an error."""

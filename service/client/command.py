@@ -200,6 +200,6 @@ def _report(out: Path, outcomes: Outcomes, gone: set[str], progress: Progress, i
     rate = progress.done / progress.seconds
     say(f"{out}: {outcomes.embedded:,} embeddings; in this run {progress.done:,} images, {rate:,.1f} a second")
     if images.done:
-        say(f"left out, as done in earlier runs: {images.done:,} images")
+        say(f"left out, as done in earlier runs (changed since or not): {images.done:,} images")
     for line in (*report(outcomes.errors, gone), *images.left_out.lines()):
         say(line)

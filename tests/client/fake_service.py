@@ -22,6 +22,7 @@ MESSAGES = {
     "408": "Request Timeout",
     "429": "Too Many Requests",
     "500": "internal_error: the request could not be answered",
+    "501": "Unsupported content-encoding",
     "502": "Bad Gateway",
     "503": "Exceeds maximum queue size",
     "504": "Gateway Timeout",

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from service.client.results import Results
 from service.client.retry import Patience
 from service.client.rows import Row
 from service.client.sources import Image, Images, LeftOut
-from service.client.transport import Embedding, Served, TryAgain
+from service.client.transport import Access, Embedding, Served, TryAgain
 from tests.client.fake_service import DIMENSION, FakeService, fake_service
 from tests.integration.service_process import wait_for
 
@@ -135,7 +136,7 @@ def test_what_may_succeed_later_is_sent_again_and_nothing_else(fake: FakeService
 def test_what_fails_is_told_by_code_and_tried_again_on_demand_only(
     fake: FakeService, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images = _images(tmp_path / "images", "200", "400 200")
+    images = _images(tmp_path / "images", "200", "400 200", "501 200")
     (images / "gone.png").symlink_to("nowhere")
     (images / "large.png").write_bytes(bytes(100))
     arguments = _arguments(images, fake, out, "--max-image-bytes", "99")
@@ -143,25 +144,26 @@ def test_what_fails_is_told_by_code_and_tried_again_on_demand_only(
         assert main(arguments) == 1
         errors = {name: error for name, (_, error) in _rows(out).items() if error}
         assert errors == {
+            "2.JPG": "http_501: Unsupported content-encoding",
             "below/1.JPG": "corrupt_image: it is damaged",
             "gone.png": "unreadable: No such file or directory",
             "large.png": "too_many_bytes: over 99 bytes (--max-image-bytes)",
         }
         report = capsys.readouterr().err
-        assert "3 failed" in report and "  corrupt_image: 1\n    below/1.JPG: it is damaged\n" in report
+        assert "4 failed" in report and "  corrupt_image: 1\n    below/1.JPG: it is damaged\n" in report
         assert set(fake.asked.values()) == {1}
     broken = images / "below/1.JPG"
     broken.rename(tmp_path / "broken")
     assert main(arguments) == 1
     report = capsys.readouterr().err
-    assert "1 failed in earlier runs, and are not in this source\n2 failed, and are tried" in report
+    assert "1 failed in earlier runs, and are not in this source\n3 failed, and are tried" in report
     (tmp_path / "broken").rename(broken)
     for name in ("gone.png", "large.png"):
         (images / name).unlink()
         (images / name).write_text(f"200 #{len(name)}")
     assert main([*arguments, "--retry-failed"]) == 0
     rows = _rows(out)
-    assert len(rows) == 4 and not any(error for _, error in rows.values()) and fake.asked["200 #0"] == 1
+    assert len(rows) == 5 and not any(error for _, error in rows.values()) and fake.asked["200 #0"] == 1
 
 
 def test_names_come_from_stdin_or_a_pattern_and_each_is_embedded_once(
@@ -578,6 +580,21 @@ def test_one_unanswered_question_ends_no_run(
     assert _rows(out)["0.JPG"][1] == "no_answer: HTTP 503: Exceeds maximum queue size"
 
 
+def test_a_machine_that_has_gone_without_a_word_is_not_waited_for_as_an_answer_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a listener whose room for connections is taken, it does not even refuse one."""
+
+    async def embed(port: int) -> None:
+        async with over_http.connect_http(f"http://127.0.0.1:{port}", "embed_image", Access(), 1e6) as transport:
+            with pytest.raises(TryAgain, match="no answer in time"):
+                await transport.embed(b"")
+
+    monkeypatch.setattr(over_http, "_CONNECT_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as silent, socket.create_connection(silent.getsockname()):
+        asyncio.run(embed(silent.getsockname()[1]))
+
+
 def test_connections_are_opened_anew_now_and_then(
     fake: FakeService, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -770,7 +787,7 @@ def test_names_below_one_folder_are_not_taken_for_those_below_another(
     assert main(_arguments(other, fake, out)) == 2
     capsys.readouterr()
     assert main(_arguments(one, fake, out)) == 0
-    assert "\nleft out, as done in earlier runs: 1 images\n" in capsys.readouterr().err
+    assert "\nleft out, as done in earlier runs (changed since or not): 1 images\n" in capsys.readouterr().err
     assert set(_rows(out)) == {"0.JPG", str(other / "0.JPG")}
 
 
