@@ -17,7 +17,7 @@ from perf.report import write_readme, write_report
 from perf.results import FOLDER, Row, conditions, read_results, results_of_this_machine
 from perf.rows import ROWS
 from service.errors import StartupFault
-from service.model.encoder import resolve_devices
+from service.model.devices import resolve_devices
 
 # Python takes half a millisecond a request, so a large machine needs more than one process to be put under load.
 _CORES_A_CLIENT = 4

@@ -17,7 +17,9 @@ from transformers import SiglipVisionModel
 from perf import machine
 from service.cores import Cores
 from service.metrics import Metrics
-from service.model.encoder import Encoder, load_model, resolve_dtype
+from service.model.checkpoint import load_model
+from service.model.devices import resolve_dtype
+from service.model.encoder import Encoder
 from service.preprocessing.decode import Decoder
 from service.preprocessing.preprocess import Preprocessor
 from service.settings import load_settings

@@ -26,7 +26,7 @@ def main() -> int:
         return _fetch(sys.argv[2:])
     _open_standard_streams()
     for number in ending_signals():
-        # Nothing is there yet that would have to be left in order, and threads may be loading what takes long.
+        # Until `serve` sets its own there is nothing to clean up, and threads may be loading what takes long.
         signal.signal(number, lambda *_: os._exit(0))
     try:
         settings = load_settings(sys.argv[1:])
@@ -62,7 +62,7 @@ def _open_standard_streams() -> None:
 
 
 def _foreseen(error: Exception) -> Exception:
-    """The error, or where nobody has foreseen it, as of a full disk, what it says; the log has its place."""
+    """The error; one that nobody has foreseen, as of a full disk, in one line, after the log has told all of it."""
     if isinstance(error, StartupFault | ServiceFailure):
         return error
     logger.error("an exception was not caught", exc_info=error)
@@ -70,7 +70,7 @@ def _foreseen(error: Exception) -> Exception:
 
 
 def _end_within(seconds: float) -> None:
-    """Even where nobody reads what is still to be said: then this thread waits, where no signal reaches it."""
+    """End the process even where nobody reads stderr: this thread then waits in a write, and can handle no signal."""
     end = threading.Timer(seconds, os._exit, (1,))
     end.daemon = True
     with contextlib.suppress(RuntimeError):  # there is no thread for it
@@ -78,7 +78,7 @@ def _end_within(seconds: float) -> None:
 
 
 def _fetch(arguments: list[str]) -> int:
-    """Fetch a checkpoint; here a signal leaves something undone."""
+    """Fetch a checkpoint; a signal that ends this early is a failure."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     from service.fetch import fetch  # imports the hub's client
 

@@ -5,7 +5,6 @@ must not know who sends images: the server and the bulk job build the same here.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from functools import partial
 
 from service.cache import EmbeddingCache
@@ -14,7 +13,8 @@ from service.errors import Fault, StartupFault
 from service.health.canary import Embed, canary_image, same_direction
 from service.metrics import Metrics
 from service.model.checkpoint import checkpoint_fingerprint, load_checkpoint
-from service.model.encoder import Encoder, resolve_devices, resolve_dtype
+from service.model.devices import resolve_devices, resolve_dtype
+from service.model.encoder import Encoder
 from service.pipeline import Embedding, Pipeline, Row
 from service.preprocessing.decode import Decoder
 from service.preprocessing.preprocess import Preprocessor
@@ -29,17 +29,10 @@ def load_encoders(settings: Settings, cores: Cores, metrics: Metrics) -> tuple[P
     """
     devices = resolve_devices(settings.device)
     model, preprocessor = load_checkpoint(settings)
+    normalisation = preprocessor.scale, preprocessor.offset
     try:
         encoders = [
-            Encoder(
-                model,
-                device,
-                resolve_dtype(settings.dtype, device),
-                preprocessor.scale,
-                preprocessor.offset,
-                cores,
-                metrics,
-            )
+            Encoder(model, device, resolve_dtype(settings.dtype, device), *normalisation, cores, metrics)
             for device in devices
         ]
         for encoder in encoders:
@@ -51,14 +44,9 @@ def load_encoders(settings: Settings, cores: Cores, metrics: Metrics) -> tuple[P
 
 
 def build_pipelines(
-    settings: Settings,
-    preprocessor: Preprocessor,
-    encoders: Sequence[Encoder],
-    cores: Cores,
-    helpers: Executor,
-    metrics: Metrics,
+    settings: Settings, preprocessor: Preprocessor, encoders: Sequence[Encoder], cores: Cores, metrics: Metrics
 ) -> list[Pipeline]:
-    """A pipeline for each encoder; they share the cores and the cache."""
+    """A pipeline for each encoder; they share the cores, the threads that decode, and the cache."""
     decoder = Decoder(
         settings.max_image_bytes,
         settings.max_image_pixels,
@@ -67,12 +55,12 @@ def build_pipelines(
         settings.background_rgb,
     )
     cache = EmbeddingCache(settings.cache_mb * 2**20) if settings.cache_mb else None
-    shared = (cores, helpers, metrics, cache, canary_image())
+    shared = (cores, cores.threads("decode"), metrics, cache, canary_image())
     return [Pipeline(decoder, preprocessor, encoder, *shared) for encoder in encoders]
 
 
 def by_device(pipelines: Sequence[Pipeline]) -> list[Embed]:
-    """Each pipeline as a function of one image."""
+    """For each device a function that embeds one image there, as the canary asks for it."""
 
     def embed(pipeline: Pipeline, image: bytes) -> Embedding | None:
         (outcome,) = pipeline.embed([Row(image, False)])
@@ -82,10 +70,10 @@ def by_device(pipelines: Sequence[Pipeline]) -> list[Embed]:
 
 
 def known_embedding(pipelines: Sequence[Pipeline]) -> Embedding:
-    """What the canary's image becomes, here and now (float32 `[D]`).
+    """The embedding (float32 `[D]`) of the canary's image, as each device computes it now.
 
     Raises:
-        StartupFault: it becomes nothing, or nothing that makes sense, or another embedding on another device.
+        StartupFault: a device cannot embed it, its embedding is zero or not finite, or two devices disagree.
     """
     embeddings: list[Embedding] = []
     for pipeline in pipelines:

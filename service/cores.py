@@ -32,10 +32,7 @@ class Cores:
 
     def shares(self, most: int) -> list[int]:
         """The numbers of threads that a user may get where there are up to `most`, each once, the largest first."""
-        return sorted({self._share(users) for users in range(1, min(most, self.count) + 1)}, reverse=True)
-
-    def _share(self, users: int) -> int:
-        return self.count // users
+        return sorted({self.count // users for users in range(1, min(most, self.count) + 1)}, reverse=True)
 
     def threads(self, name: str) -> ThreadPoolExecutor:
         """A thread for each core, all of them started: later the system may have none left.
@@ -54,7 +51,7 @@ class Cores:
         with self._change:
             self._change.wait_for(lambda: self._users < self.count)
             self._users += 1
-            threads = self._share(self._users)
+            threads = self.count // self._users
         try:
             yield threads
         finally:

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 _MAX_ID_CHARACTERS = 128
 
 Response = dict[str, npt.NDArray[Any]]
+# One response a request, in their order. Never raises.
+Endpoint = Callable[[Sequence[Request]], list[Response]]
 PixelValues = npt.NDArray[np.float32]
 R = TypeVar("R", Row, PixelValues)
 
@@ -51,7 +53,7 @@ class Parameters:
     normalize: bool
     embed_model: str
 
-    def of(self, request: Request) -> "Parameters":
+    def overridden_by(self, request: Request) -> "Parameters":
         """What the request asks for, these defaults where it says nothing.
 
         Raises:
@@ -79,59 +81,47 @@ class _Readable(Generic[R]):
 
 
 class _OwnRequest(UnknownModel):
-    """The service's own request, which asks for no model; that it is refused is no news."""
+    """The service's own request for the sake of statistics: it is meant to be refused, so its refusal is not logged."""
 
 
-class EmbedImage:
+def embed_image(pipeline: Pipeline, defaults: Parameters, metrics: Metrics) -> Endpoint:
     """The inference callable of `embed_image`: INPUT_IMAGE BYTES `[-1, 1]` -> EMBEDDING FP32 `[-1, D]`."""
 
-    def __init__(self, pipeline: Pipeline, defaults: Parameters, metrics: Metrics) -> None:
-        self._pipeline = pipeline
-        self._defaults = defaults
-        self._metrics = metrics
-
-    def __call__(self, requests: Sequence[Request]) -> list[Response]:
-        """One response a request, in their order. Never raises."""
-        return _answer(requests, self._read, self._pipeline.embed, self._metrics.answered)
-
-    def _read(self, request: Request) -> _Readable[Row]:
-        parameters = self._defaults.of(request)
+    def read(request: Request) -> _Readable[Row]:
+        parameters = defaults.overridden_by(request)
         images = request.data["INPUT_IMAGE"]
         # Triton multiplies a shape in 32 bits, so that one which overflows passes its check and gets here.
         if images.ndim != 2 or images.shape[1] != 1 or not images.size:
             raise InvalidTensor(f"INPUT_IMAGE must have the shape [rows, 1], not {list(images.shape)}")
         return _Readable([Row(data, parameters.base64_encoded) for data in images[:, 0]], parameters.normalize)
 
+    return lambda requests: _answer(requests, read, pipeline.embed, metrics.answered)
 
-class EmbedPixelValues:
-    """The inference callable for prepared pixels: PIXEL_VALUES FP32 `[-1, 3, S, S]` -> EMBEDDING FP32 `[-1, D]`."""
 
-    def __init__(self, encoder: PixelValuesEncoder, defaults: Parameters, own_mark: str) -> None:
-        """`own_mark` is the `embed_model` that the service's own requests ask for, and that no client can know."""
-        self._encoder = encoder
-        self._defaults = defaults
-        self._own_mark = own_mark
+def embed_pixel_values(encoder: PixelValuesEncoder, defaults: Parameters, own_mark: str) -> Endpoint:
+    """The inference callable for prepared pixels: PIXEL_VALUES FP32 `[-1, 3, S, S]` -> EMBEDDING FP32 `[-1, D]`.
 
-    def __call__(self, requests: Sequence[Request]) -> list[Response]:
-        """One response a request, in their order. Never raises."""
-        return _answer(requests, self._read, self._embed, lambda code: None)
+    `own_mark` is the `embed_model` that the service's own requests ask for, and that no client can know.
+    """
+    side = encoder.image_size
+    # Looked for in the embeddings, which are small and show it all: a NaN, an infinity, a number that overflows.
+    not_finite = InvalidTensor("PIXEL_VALUES must be finite, and small enough for an embedding that is finite, too")
 
-    def _embed(self, rows: Sequence[PixelValues]) -> list[Embedding | Fault]:
-        # Looked for in the embeddings, which are small and show it all: a NaN, an infinity, a number that overflows.
-        fault = InvalidTensor("PIXEL_VALUES must be finite, and small enough for an embedding that is finite, too")
-        return finite_or(fault, self._encoder.encode_pixel_values(np.stack(rows)))
-
-    def _read(self, request: Request) -> _Readable[PixelValues]:
-        if request.parameters.get("embed_model") == self._own_mark:
+    def read(request: Request) -> _Readable[PixelValues]:
+        if request.parameters.get("embed_model") == own_mark:
             raise _OwnRequest("it is the service's own")
-        parameters = self._defaults.of(request)
+        parameters = defaults.overridden_by(request)
         pixel_values = request.data["PIXEL_VALUES"]
-        side = self._encoder.image_size
         if pixel_values.ndim != 4 or pixel_values.shape[1:] != (3, side, side) or not pixel_values.size:
             raise InvalidTensor(
                 f"PIXEL_VALUES must have the shape [rows, 3, {side}, {side}], not {list(pixel_values.shape)}"
             )
         return _Readable(list(pixel_values), parameters.normalize)
+
+    def embed(rows: Sequence[PixelValues]) -> list[Embedding | Fault]:
+        return finite_or(not_finite, encoder.encode_pixel_values(np.stack(rows)))
+
+    return lambda requests: _answer(requests, read, embed, lambda code: None)
 
 
 def _answer(
@@ -152,7 +142,7 @@ def _answer(
         outcomes = iter(embed(rows) if rows else ())
         results = [_result(reading, outcomes) for reading in readings]
     except Exception:
-        # A lane whose callable raises is at its end, and the service with it.
+        # A callable that raises would end its lane, and with it the service.
         logger.exception("a batch of %d requests failed", len(requests))
         fault = InternalFault("the request could not be answered")
         readings, results = [fault] * len(requests), [fault] * len(requests)
@@ -166,24 +156,19 @@ def _attempt(read: Callable[[Request], _Readable[R]], request: Request) -> _Read
     try:
         return read(request)
     except Fault as fault:
-        return fault.apart()
+        return fault.without_traceback()
 
 
 def _result(reading: _Readable[R] | Fault, outcomes: Iterator[Embedding | Fault]) -> Embedding | Fault:
     """The embeddings of one request, float32 `[rows, D]`, or the fault that it is answered with."""
     if isinstance(reading, Fault):
         return reading
-    embeddings: list[Embedding] = []
-    faults: list[Fault] = []
-    for row, outcome in enumerate(islice(outcomes, len(reading.rows))):
+    own = list(islice(outcomes, len(reading.rows)))
+    for row, outcome in enumerate(own):
         if isinstance(outcome, Fault):
-            faults.append(outcome.in_row(row) if len(reading.rows) > 1 else outcome)
-        else:
-            embeddings.append(outcome)
-    if faults:
-        return faults[0]
-    stacked = np.array(embeddings)
-    return _normalized(stacked) if reading.normalize else stacked
+            return outcome.in_row(row) if len(own) > 1 else outcome
+    embeddings: Embedding = np.array(own)
+    return _normalized(embeddings) if reading.normalize else embeddings
 
 
 def _normalized(embeddings: Embedding) -> Embedding:

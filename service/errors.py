@@ -19,11 +19,11 @@ class Fault(Exception):
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
 
-    def apart(self) -> "Fault":
+    def without_traceback(self) -> "Fault":
         """The same fault without its traceback.
 
-        A fault that is kept holds by it, in a cycle, the frames it came through and with them its whole batch, which
-        then waits for a garbage collection; in a process of so many objects a full one is rare.
+        By it, a fault that is kept holds the frames that it was raised through, and they hold the fault and its whole
+        batch. Such a cycle is freed by a full garbage collection only, which is rare in a process of so many objects.
         """
         return type(self)(self.message)
 

@@ -20,7 +20,7 @@ from pytriton.triton import TritonConfig
 
 from service.access import Access
 from service.assembly import by_device
-from service.endpoint import EmbedImage, EmbedPixelValues, Parameters
+from service.endpoint import Parameters, embed_image, embed_pixel_values
 from service.health.canary import Canary
 from service.health.statistics_request import StatisticsRequest
 from service.health.watchdog import Watchdog
@@ -32,6 +32,7 @@ from service.process.local_client import LocalClient
 from service.process.ports import check_ports_are_free
 from service.process.workspace import new_workspace
 from service.pytriton_compat.triton import SupervisedTriton
+from service.pytriton_compat.tritonserver import Tritonserver
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,8 @@ def _build_triton(parts: Parts, workspace: Path) -> SupervisedTriton:
         # By then everything is answered; it only bounds how long idle keep-alive connections hold up the end.
         exit_timeout_secs=1,
     )
-    return SupervisedTriton(config, workspace, parts.access, _stub_bytes(parts), verbose=settings.log_level == "debug")
+    server = Tritonserver(config, workspace, parts.access, verbose=settings.log_level == "debug")
+    return SupervisedTriton(server, _stub_bytes(parts))
 
 
 def _stub_bytes(parts: Parts) -> int:
@@ -142,7 +144,7 @@ def _bind_models(triton: SupervisedTriton, parts: Parts) -> None:
     config = _model_config(settings, lanes)
     triton.bind(
         settings.model_alias,
-        [EmbedPixelValues(encoder, defaults, parts.statistics_request.mark) for encoder in encoders],
+        [embed_pixel_values(encoder, defaults, parts.statistics_request.mark) for encoder in encoders],
         [Tensor(name="PIXEL_VALUES", dtype=np.float32, shape=(3, side, side))],
         outputs,
         config=config,
@@ -151,7 +153,7 @@ def _bind_models(triton: SupervisedTriton, parts: Parts) -> None:
     triton.bind(
         "embed_image",
         # Triton hands batches to lanes in turn: lanes that follow each other are on different devices.
-        [EmbedImage(pipeline, defaults, parts.metrics) for _ in range(lanes) for pipeline in parts.pipelines],
+        [embed_image(pipeline, defaults, parts.metrics) for _ in range(lanes) for pipeline in parts.pipelines],
         [Tensor(name="INPUT_IMAGE", dtype=np.bytes_, shape=(1,))],
         outputs,
         config=config,

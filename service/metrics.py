@@ -32,7 +32,7 @@ _MOST_SCRAPES = 16
 _SCRAPER_TIMEOUT_SECONDS = 5.0
 _SCRAPE_SECONDS = 20.0
 _TRITON_OPENS_SECONDS = 0.01
-_END_SECONDS = 0.1  # in which the endpoint notices its own
+_END_SECONDS = 0.1  # in which the endpoint notices that it is to end
 
 
 class Metrics:
@@ -153,7 +153,7 @@ class _Server(ThreadingHTTPServer):
         self._room = threading.BoundedSemaphore(_MOST_SCRAPES)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Hang up on who is too many: each holds a thread, and a descriptor that the service may need."""
+        """Hang up on a client too many: each takes a thread, and a file descriptor that the service may need."""
         if not self._room.acquire(blocking=False):
             return self.shutdown_request(request)
         try:
@@ -163,7 +163,7 @@ class _Server(ThreadingHTTPServer):
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answer it, and make room again, also of who sends a byte every now and then."""
+        """Answer it within the time allowed, also where the client sends a byte every now and then, and make room."""
         end = threading.Timer(_SCRAPE_SECONDS, _hang_up, (request,))
         end.daemon = True
         try:

@@ -66,7 +66,7 @@ class Pipeline:
             cores: what a batch decodes on; the calling thread is the first to use them.
             helpers: threads that use the others.
             cache: where the embeddings of repeated images come from; None encodes every image.
-            canary: the image that is encoded each time all the same.
+            canary: the image that the cache never takes in, so that the encoder itself answers for it each time.
         """
         self._decoder = decoder
         self._preprocessor = preprocessor
@@ -78,9 +78,9 @@ class Pipeline:
         self._canary = canary
 
     def embed(self, rows: Sequence[Row]) -> list[Outcome]:
-        """Each row's embedding (float32 `[D]`) or its fault, in the rows' order. Never raises for a row's sake."""
+        """Each row's embedding (float32 `[D]`) or its fault, in the rows' order. A row's fault is never raised."""
         with self._metrics.batch_in_the_works():
-            images = [self._attempt(self._read, row) for row in rows]
+            images = [_attempt(self._decoder.image_bytes, *row) for row in rows]
             readable = [image for image in images if isinstance(image, bytes)]
             embedded = iter(self._embed_new(readable, self._cache) if self._cache else self._embed_all(readable))
             outcomes = [image if isinstance(image, Fault) else next(embedded) for image in images]
@@ -105,51 +105,39 @@ class Pipeline:
         if not images:  # no need to wait for a core
             return []
         pixels = self._encoder.room_for(len(images))
-        faults = self._in_parallel(self._prepare, images, pixels)
+        faults = self._prepare_all(images, pixels)
         sound = [index for index, fault in enumerate(faults) if fault is None]
         if not sound:
             return [fault for fault in faults if fault is not None]
         embeddings = iter(self._encode(pixels if len(sound) == len(images) else pixels[sound]))
         return [next(embeddings) if fault is None else fault for fault in faults]
 
-    def _in_parallel(
-        self, work: Callable[[bytes, Pixels], None], images: Sequence[bytes], pixels: Pixels
-    ) -> list[Fault | None]:
-        """Do the work in this thread, and in helpers for the rest of this batch's share of the cores."""
+    def _prepare_all(self, images: Sequence[bytes], pixels: Pixels) -> list[Fault | None]:
+        """Write each image into its place in `pixels`; the faults of those that cannot be, None for the others.
+
+        This thread does so, and helpers on the rest of this batch's share of the cores.
+        """
         faults: list[Fault | None] = [None] * len(images)
         indices = iter(range(len(images)))  # shared by the threads: whoever is free takes the next
 
         def work_off() -> None:
             for index in indices:
-                faults[index] = self._attempt(work, images[index], pixels[index])
+                faults[index] = _attempt(self._prepare, images[index], pixels[index])
 
         with self._cores.share() as threads:
             helpers = [self._helpers.submit(work_off) for _ in range(min(threads, len(images)) - 1)]
             work_off()
             for helper in helpers:
-                # One that other batches have kept from starting has nothing left to do.
+                # A helper that has not started yet, as other batches keep it busy, has nothing left to do.
                 if not helper.cancel():
                     helper.result()
         return faults
-
-    def _read(self, row: Row) -> bytes:
-        return self._decoder.image_bytes(row.data, row.base64_encoded)
 
     def _prepare(self, image: bytes, square: Pixels) -> None:
         with self._metrics.stage("decode"):
             decoded = self._decoder.decode(image)
         with self._metrics.stage("resize"):
             self._preprocessor.resize_into(square, decoded.pixels, decoded.extent, decoded.transpose)
-
-    def _attempt(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | Fault:
-        """The result of one image's work, or its fault."""
-        try:
-            return work(*args, **kwargs)
-        except Fault as fault:
-            return fault.apart()
-        except Exception:
-            logger.exception("an image could not be prepared")
-            return InternalFault("the image could not be prepared")
 
     def _encode(self, pixels: Pixels) -> Sequence[Outcome]:
         try:
@@ -160,6 +148,17 @@ class Pipeline:
         # Activations may overflow in float16; such an embedding would spoil an index in silence.
         fault = InternalFault("the embedding is not finite; the service needs another --dtype, or weights that are")
         return finite_or(fault, embeddings)
+
+
+def _attempt(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | Fault:
+    """The result of one image's work, or its fault."""
+    try:
+        return work(*args, **kwargs)
+    except Fault as fault:
+        return fault.without_traceback()
+    except Exception:
+        logger.exception("an image could not be prepared")
+        return InternalFault("the image could not be prepared")
 
 
 def finite_or(fault: Fault, embeddings: Embedding) -> list[Outcome]:

@@ -31,7 +31,7 @@ from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-# What ends one tritonserver after another is for a supervisor, and for an alert, to know.
+# Where more fail in that time, the process ends, for its supervisor and the alerts to take notice.
 _MOST_RESTARTS = 5
 _RESTARTS_SECONDS = 600.0
 _PAUSE_SECONDS = 2.0
@@ -51,9 +51,8 @@ def serve(settings: Settings) -> None:
     preprocessor, encoders, digest = load_encoders(settings, cores, metrics)
     facts = _facts(settings, encoders, digest)
     _introduce(encoders, facts, metrics)
-    helpers = cores.threads("decode")
+    pipelines = build_pipelines(settings, preprocessor, encoders, cores, metrics)
     shutdown = _shutdown_on_signals()
-    pipelines = build_pipelines(settings, preprocessor, encoders, cores, helpers, metrics)
     known = known_embedding(pipelines)
     http_port, metrics_port = free_ports(2, settings.ports.values())
     http = _http_address(settings, http_port)
@@ -128,7 +127,7 @@ def _facts(settings: Settings, encoders: Sequence[Encoder], digest: str) -> dict
 
 
 def _introduce(encoders: Sequence[Encoder], facts: Mapping[str, str], metrics: Metrics) -> None:
-    """Tell the metrics what they are of."""
+    """Put into the metrics what this service is, and how much of its devices' memory it holds."""
     metrics.serves(**facts)
     for encoder in encoders:
         if encoder.device.type == "cuda":  # a CPU keeps no such account; there the process' memory tells

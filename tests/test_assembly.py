@@ -1,7 +1,6 @@
 """The rooms are joined as the settings say, on each device; one that is of no use, or computes otherwise, is told."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -29,8 +28,7 @@ class Machine(NamedTuple):
 
     def pipelines(self, *arguments: str) -> list[Pipeline]:
         """By these settings."""
-        settings, helpers = load_settings(arguments), ThreadPoolExecutor(1)
-        return build_pipelines(settings, self.preprocessor, self.encoders, Cores(1), helpers, Metrics())
+        return build_pipelines(load_settings(arguments), self.preprocessor, self.encoders, Cores(1), Metrics())
 
 
 @pytest.fixture(scope="module")

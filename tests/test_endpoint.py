@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from service.endpoint import EmbedImage, EmbedPixelValues, Parameters, Response
+from service.endpoint import Parameters, Response, embed_image, embed_pixel_values
 from service.errors import CorruptImage, EmptyInput, Fault, InternalFault
 from service.metrics import Metrics
 from service.pipeline import Embedding, Pipeline, Row
@@ -69,7 +69,7 @@ def _embedding(number: int, base64_encoded: bool = False) -> Embedding:
 def _embed_image(
     pipeline: object, defaults: Parameters = DEFAULTS, metrics: Metrics | None = None
 ) -> Callable[[Sequence[Request]], list[Response]]:
-    return EmbedImage(cast(Pipeline, pipeline), defaults, metrics or Metrics())
+    return embed_image(cast(Pipeline, pipeline), defaults, metrics or Metrics())
 
 
 def _images(*rows: object, parameters: Given = MappingProxyType({}), request_id: str = "") -> Request:
@@ -130,7 +130,7 @@ def test_a_request_overrides_either_default(name: str, asked: bool | None, defau
 @pytest.mark.parametrize("pixel_values", [False, True])
 def test_wrong_parameters_are_the_fault_of_their_request_alone(given: Given, line: str, pixel_values: bool) -> None:
     make = _pixels if pixel_values else _images
-    endpoint = EmbedPixelValues(FakeEncoder(), DEFAULTS, OWN_MARK) if pixel_values else _embed_image(FakePipeline())
+    endpoint = embed_pixel_values(FakeEncoder(), DEFAULTS, OWN_MARK) if pixel_values else _embed_image(FakePipeline())
     before, wrong, after = endpoint([make(1), make(2, parameters=given), make(3)])
     assert _fault(wrong).startswith(f"INVALID_ARG {line}")
     assert [_rows(before)[0][0], _rows(after)[0][0]] == [1, 3]
@@ -155,7 +155,7 @@ def test_a_refused_batch_leaves_nothing_for_the_garbage_collection(uncollected: 
 
 @pytest.mark.parametrize("shape", [(3, 4, 4), (0, 3, 4, 4), (1, 4, 4, 3), (1, 3, 4, 5), (1, 1, 4, 4), (48,)], ids=str)
 def test_no_shape_of_pixel_values_is_trusted(shape: tuple[int, ...]) -> None:
-    endpoint = EmbedPixelValues(FakeEncoder(), DEFAULTS, OWN_MARK)
+    endpoint = embed_pixel_values(FakeEncoder(), DEFAULTS, OWN_MARK)
     wrong, right = endpoint([Request({"PIXEL_VALUES": np.zeros(shape, np.float32)}, {}), _pixels(7)])
     expected = "INVALID_ARG invalid_tensor: PIXEL_VALUES must have the shape [rows, 3, 4, 4], not"
     assert _fault(wrong) == f"{expected} {list(shape)}"
@@ -195,14 +195,14 @@ def test_unit_norms_only_for_the_requests_that_ask() -> None:
 
 def test_prepared_pixels_find_their_way_back_too() -> None:
     requests = [_pixels(1, 2), _pixels(3, parameters={"normalize": True}), _pixels(4)]
-    first, second, third = EmbedPixelValues(FakeEncoder(), DEFAULTS, OWN_MARK)(requests)
+    first, second, third = embed_pixel_values(FakeEncoder(), DEFAULTS, OWN_MARK)(requests)
     assert _rows(first) == [[1, 1, 1], [2, 2, 2]] and _rows(third) == [[4, 4, 4]]
     np.testing.assert_allclose(_rows(second), [[1 / 3**0.5] * 3], rtol=1e-6)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_an_embedding_that_is_not_finite_is_the_fault_of_its_row(value: float) -> None:
-    wrong, right = EmbedPixelValues(FakeEncoder(), DEFAULTS, OWN_MARK)([_pixels(1, value), _pixels(3)])
+    wrong, right = embed_pixel_values(FakeEncoder(), DEFAULTS, OWN_MARK)([_pixels(1, value), _pixels(3)])
     assert _fault(wrong).startswith("INVALID_ARG invalid_tensor: row 1: PIXEL_VALUES must be finite")
     assert _rows(right) == [[3, 3, 3]]
 
@@ -211,7 +211,7 @@ def test_an_embedding_that_is_not_finite_is_the_fault_of_its_row(value: float) -
     "answer",
     [
         lambda: _embed_image(Broken())([_images(1), _images(2, 3)]),
-        lambda: EmbedPixelValues(Broken(), DEFAULTS, OWN_MARK)([_pixels(1), _pixels(2, 3)]),
+        lambda: embed_pixel_values(Broken(), DEFAULTS, OWN_MARK)([_pixels(1), _pixels(2, 3)]),
         lambda: _embed_image(FakePipeline())([_images(1), Request({}, {})]),
     ],
     ids=["pipeline", "encoder", "request"],
@@ -234,7 +234,9 @@ def test_each_refused_request_is_one_event_with_its_id_and_code(caplog: pytest.L
         _images("ours"),
     ]
     _embed_image(FakePipeline())(requests)
-    EmbedPixelValues(FakeEncoder(), DEFAULTS, OWN_MARK)([_pixels(1), _pixels(2, parameters={"embed_model": OWN_MARK})])
+    embed_pixel_values(FakeEncoder(), DEFAULTS, OWN_MARK)(
+        [_pixels(1), _pixels(2, parameters={"embed_model": OWN_MARK})]
+    )
     assert [(record.levelno, record.message) for record in caplog.records] == [
         (logging.INFO, "corrupt_image: row 1: it is cut"),
         (logging.INFO, "invalid_parameter: there is no parameter 'nonsense'; known are base64_encoded, normalize,"
@@ -250,7 +252,7 @@ def test_no_client_can_keep_a_refusal_out_of_the_log(caplog: pytest.LogCaptureFi
     caplog.set_level(logging.INFO)
     guessed = {"embed_model": "heartbeat"}
     _embed_image(FakePipeline())([_images(1, parameters=guessed), _images(1, parameters={"embed_model": OWN_MARK})])
-    EmbedPixelValues(FakeEncoder(), DEFAULTS, OWN_MARK)([_pixels(1, parameters=guessed)])
+    embed_pixel_values(FakeEncoder(), DEFAULTS, OWN_MARK)([_pixels(1, parameters=guessed)])
     assert [vars(record)["code"] for record in caplog.records] == ["unknown_model"] * 3
 
 

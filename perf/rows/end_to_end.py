@@ -14,7 +14,8 @@ from perf.findings import Figure, Findings, NotMeasured, number
 from perf.in_process import BASE, DEMO, SO400M, Checkpoint, Components, bare_loops, encoder_alone
 from perf.load.client import LoadResult, discounted
 from perf.service_under_test import Service
-from service.model.encoder import Encoder, resolve_dtype
+from service.model.devices import resolve_dtype
+from service.model.encoder import Encoder
 
 # How each side of a ratio is measured, in images a second, by its name.
 Sides = dict[str, Callable[[], float]]

@@ -36,8 +36,7 @@ class Embedder:
         """Load all of it; raises StartupFault as the service does."""
         metrics = Metrics()
         preprocessor, encoders, self.fingerprint = load_encoders(settings, cores, metrics)
-        helpers = cores.threads("decode")
-        self._pipelines = build_pipelines(settings, preprocessor, encoders, cores, helpers, metrics)
+        self._pipelines = build_pipelines(settings, preprocessor, encoders, cores, metrics)
         self.dimension = encoders[0].dimension
         self.lanes = settings.lanes or encoders[0].lanes
         known_embedding(self._pipelines)

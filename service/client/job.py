@@ -115,7 +115,7 @@ class Job:
         return Row(image.id, normalized(embedding) if self._sending.normalize else embedding, None)
 
     async def _blame(self, reason: GaveUp) -> ImageFailed:
-        """The image, when the service answers other questions.
+        """What an image that gets no answer has failed of, where the service answers another question.
 
         Raises:
             Unreachable: it does not.

@@ -155,7 +155,7 @@ class Results:
                     yield number, file.read_row_group(group, columns)
 
     def _counting(self, outcomes: Outcomes, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The rows that count."""
+        """The rows that count: of each id those of its latest source."""
         for number, table in self._tables(columns):
             yield table.filter([outcomes.source_of[each] == number for each in table["id"].to_pylist()])
 

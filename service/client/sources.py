@@ -29,7 +29,7 @@ from service.client.tars import members_of
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
 SUFFIXES = (*_JPEG, ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif")
 TAR = ".tar"
-# Of files that are left out, the most frequent.
+# How many suffixes of files that are left out a report names, the most frequent first.
 _KINDS = 5
 # What a file's own name, kind or rights lead to, and not the disk or the network that it is on.
 _OF_A_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}

@@ -109,7 +109,7 @@ class Canary:
             if not self._devices_embed():
                 return "refused"
             raise
-        # A right one tells of one device, whichever that was, and one that is crowded out of none.
+        # A right answer tells of one device, whichever Triton chose; a canary that was crowded out tells of none.
         tells = answer == "refused" or (answer == "right" and len(self._devices) == 1)
         return answer if tells or self._devices_embed() else "refused"
 

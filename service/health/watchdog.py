@@ -22,7 +22,7 @@ from service.pytriton_compat.triton import SupervisedTriton, TritonFailure
 _MOST_FAILURES = 2
 _LIVE_SECONDS = 2.0
 _MODEL = "embed_image"
-# Without a batch, and with none in the works: nobody's turn comes any more.
+# Where no batch has come for so long, and none is in the works, a canary without an answer is not waiting for its turn.
 _STILL_SECONDS = 4.0
 _MOST_UNANSWERED = 3
 

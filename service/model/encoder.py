@@ -6,18 +6,14 @@ Comes in: uint8 pixels `[N, S, S, 3]`, or ready float32 pixel values `[N, 3, S, 
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, product
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoConfig, SiglipVisionConfig, SiglipVisionModel
-from transformers.utils import find_adapter_config_file
-from transformers.utils import logging as transformers_logging
+from transformers import SiglipVisionModel
 
 from service.cores import Cores
 from service.errors import StartupFault
@@ -27,10 +23,9 @@ from service.model.vision_tower import VisionTower
 
 logger = logging.getLogger(__name__)
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# A lane costs a process of Triton's; with more cores than this, each lane's share of them gets larger.
+# Each lane costs a process of Triton's. With more cores than this, each lane computes on several of them.
 _MAX_CPU_LANES = 8
-# Waking a thread for every operator takes longer than a smaller share of the work than this.
+# Of a batch, for each thread but the first: with fewer, to wake it at every operator takes longer than it saves.
 _LEAST_OPERATIONS_A_THREAD = 5e8
 # A larger batch gains nothing. On a CPU, oneDNN makes and keeps kernels for each number of images and of threads that
 # it meets: with the embedded checkpoint 5 MB each. On CUDA, each number of images is recorded.
@@ -39,9 +34,9 @@ _MOST_AT_ONCE_ON_CUDA = 64
 # Activations of more tokens take tens of MB each, which glibc gives back to the system as soon as they are free. Then
 # memory is cleared for each operator anew: a tenth of all the time, with so400m a fifth.
 _MOST_TOKENS_AT_ONCE_ON_CPU = 2200
-# Rounding to half precision leaves more of a likeness, a fault of a library or a device less.
-_LEAST_LIKENESS = 0.99
-# A batch on a CPU teaches it nothing after the first few, and a large model may need minutes for a full one.
+# Rounding to half precision stays above this cosine, a fault of a library or a device does not.
+_LEAST_COSINE = 0.99
+# On a CPU only the first few batches are slow for being the first, and a large model may need minutes for a full one.
 _CPU_WARM_UP_SECONDS = 5.0
 
 
@@ -130,7 +125,7 @@ class Encoder:
 
     def _warm_up_cpu(self, max_batch_size: int) -> int:
         deadline = time.monotonic() + _CPU_WARM_UP_SECONDS
-        # The very first also loads libraries and kernels, which is nothing to judge later ones by.
+        # Batches of one come twice: the first also loads libraries and kernels, and its time tells nothing of others.
         for size in chain((1,), _doubling(max_batch_size)):
             self._time_batch(size)
             if time.monotonic() > deadline:
@@ -139,9 +134,9 @@ class Encoder:
         return size
 
     def _make_kernels(self, most: int, deadline: float) -> None:
-        """Run each number of images up to `most` on each share of the cores: oneDNN makes kernels for every one.
+        """Run each number of images up to `most` on each share of the cores: oneDNN makes kernels for every such pair.
 
-        Made only when they are needed, they cost a client time, and the process grows for hours.
+        Else they would be made for clients, who wait for them, and the process would grow for hours.
         """
         for threads, size in product(self._cores.shares(self.lanes), range(1, most + 1)):
             if time.monotonic() > deadline:
@@ -174,15 +169,15 @@ class Encoder:
         return shades, model(pixel_values=pixel_values[None]).pooler_output
 
     def _prove(self, most: int) -> None:
-        """Compute the known image, as the last of a batch.
+        """Compare the known image's embedding, as the last of a batch, with that of the CPU.
 
-        Kernels are chosen by the kind of GPU, and those of one that nobody has tried may be at fault: then all that
-        watches the running service would compare wrong embeddings with wrong ones.
+        Kernels are chosen by the kind of GPU, and those of one that nobody has tried may be at fault. The canary would
+        not tell: it compares what the device computes with what the same device has computed before.
         """
         images = self._blank(most)
         images[-1] = self._shades
         found = self._run_batch(images)[-1:]
-        if not torch.cosine_similarity(found, self._known).item() >= _LEAST_LIKENESS:
+        if not torch.cosine_similarity(found, self._known).item() >= _LEAST_COSINE:
             raise StartupFault(f"{self.device} computes other embeddings than it should; try another --dtype")
 
     def _time_batch(self, size: int) -> None:
@@ -194,7 +189,7 @@ class Encoder:
         return torch.from_numpy(self.room_for(size)).zero_()
 
     def held_bytes(self) -> int:
-        """Bytes of a CUDA device's memory that nobody else can have: tensors, recordings, and what waits for more."""
+        """Bytes of a CUDA device's memory that torch has reserved: tensors, recordings, and what is kept for more."""
         return torch.cuda.memory_reserved(self.device)
 
     def _run(self, images: torch.Tensor) -> npt.NDArray[np.float32]:
@@ -222,7 +217,7 @@ class Encoder:
 
     @torch.inference_mode()
     def _run_batch(self, images: torch.Tensor) -> torch.Tensor:
-        pieces = _pieces(images, self._most_at_once)
+        pieces = images.chunk(-(-len(images) // self._most_at_once))  # as few as there can be, and nearly equal
         if self._on_cuda:
             return torch.cat([self._run_on_cuda(piece) for piece in pieces])
         with self._cores.share() as threads:
@@ -266,137 +261,9 @@ class Encoder:
         return pixels.to(torch.float32).mul_(self._scale).sub_(self._offset).permute(0, 3, 1, 2)
 
 
-def load_model(checkpoint: str, revision: str | None, random_weights: bool) -> SiglipVisionModel:
-    """The vision tower of a SigLIP checkpoint (a hub id or a folder), in float32 on the CPU.
-
-    Raises:
-        StartupFault: the checkpoint cannot be found or read, is no SigLIP, or lacks weights. What the loaders raise
-            comes from half a dozen packages, so any exception of theirs counts.
-    """
-    # It reports at length that the text tower's weights are left over, which is on purpose.
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    config = _load_vision_config(checkpoint, revision)
-    if random_weights:
-        logger.warning("RANDOM WEIGHTS: the embeddings of this service mean nothing; use it for load tests only")
-        return _random_model(checkpoint, config)
-    try:
-        model, report = SiglipVisionModel.from_pretrained(
-            checkpoint,
-            config=config,
-            revision=revision,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # or it would be told without a name
-        )
-    except Exception as error:
-        raise StartupFault(
-            f"checkpoint {checkpoint!r} has no readable weights ({_first_line(error)});"
-            " to run a bare config.json for a load test, add --random-weights true"
-        ) from error
-    _refuse_misfit(checkpoint, report)
-    return model
-
-
-def resolve_devices(names: str) -> list[torch.device]:
-    """`auto`, `cpu`, `cuda` or `cuda:0,cuda:1` -> devices; `auto` is the first CUDA device, else the CPU.
-
-    Raises:
-        StartupFault: a device that is not there, or named twice.
-    """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    # The driver may be too old, which otherwise only the images/s would tell.
-    driver_hint = f"; is there a driver for CUDA {torch.version.cuda}?" if torch.version.cuda and not count else ""
-    if names == "auto":
-        names = "cuda:0" if count else "cpu"
-        if driver_hint:
-            logger.warning("computing on a CPU: torch sees no CUDA device%s", driver_hint)
-    devices = [torch.device("cuda:0" if name == "cuda" else name) for name in names.split(",")]
-    for device in devices:
-        if device.type == "cuda" and (device.index or 0) >= count:
-            raise StartupFault(
-                f"device {device} is not there: torch sees {count} CUDA device(s){driver_hint or '; try --device auto'}"
-            )
-    if len(set(devices)) < len(devices):
-        raise StartupFault(f"--device names a device twice: {names}")
-    return devices
-
-
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto`, `float32`, `bfloat16` or `float16` -> the dtype to compute in.
-
-    `auto` is bfloat16 where the device has units for it (else float16 on CUDA, float32 on a CPU, where emulating
-    bfloat16 is slower than float32).
-    """
-    if name != "auto":
-        return _DTYPES[name]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    units = torch.cpu.get_capabilities()
-    return torch.bfloat16 if units.get("avx512_bf16") or units.get("amx_bf16") else torch.float32
-
-
-def _load_vision_config(checkpoint: str, revision: str | None) -> SiglipVisionConfig:
-    if checkpoint.startswith(("/", ".", "~")) and not Path(checkpoint).is_dir():
-        raise StartupFault(f"checkpoint {checkpoint!r} is no folder")
-    try:
-        # Not told, it would ask at the terminal whether to run the checkpoint's own code, and wait.
-        config = AutoConfig.from_pretrained(checkpoint, revision=revision, trust_remote_code=False)
-        adapter = find_adapter_config_file(checkpoint, revision=revision)
-    except Exception as error:
-        raise StartupFault(f"checkpoint {checkpoint!r} cannot be read: {_first_line(error)}") from error
-    vision_config = getattr(config, "vision_config", config)
-    if not isinstance(vision_config, SiglipVisionConfig):
-        raise StartupFault(f"checkpoint {checkpoint!r} is no SigLIP: its model type is {config.model_type!r}")
-    if vision_config.num_channels != 3:
-        raise StartupFault(f"checkpoint {checkpoint!r} reads images of {vision_config.num_channels} channels, not RGB")
-    # Their weights are codes, which would be taken for the numbers that they stand for.
-    if any(getattr(each, "quantization_config", None) for each in (config, vision_config)):
-        raise StartupFault(f"checkpoint {checkpoint!r} is quantised; serve the one that it was made of")
-    if not getattr(vision_config, "vision_use_head", True):
-        raise StartupFault(f"checkpoint {checkpoint!r} has no pooling head, so it gives no embeddings")
-    # transformers adds it to the weights where peft is installed, and passes over it without a word where it is not.
-    if adapter:
-        raise StartupFault(f"checkpoint {checkpoint!r} has an adapter beside its weights; merge the two or take it out")
-    # The name of the weights' file where it is not the usual one, which may be there as well.
-    vision_config.transformers_weights = getattr(config, "transformers_weights", None)
-    return vision_config
-
-
-def _refuse_misfit(checkpoint: str, report: Mapping[str, Any]) -> None:
-    """Where weights and configuration are not of one model: transformers makes them fit, and goes on.
-
-    What the weights lack, or have in another shape, it fills with random numbers; layers that are too many it leaves
-    out, as it does the text tower.
-    """
-    if missing := sorted(report["missing_keys"]):
-        raise StartupFault(f"checkpoint {checkpoint!r} lacks weights: {', '.join(missing[:3])}")
-    for name, found, expected in sorted(report["mismatched_keys"]):
-        raise StartupFault(
-            f"checkpoint {checkpoint!r} contradicts itself: its weights have {name} in the shape {list(found)},"
-            f" its config.json makes it {list(expected)}"
-        )
-    if spare := sorted(name for name in report["unexpected_keys"] if name.startswith("encoder.")):
-        raise StartupFault(f"checkpoint {checkpoint!r} has weights that its config.json leaves out: {spare[0]}")
-
-
-def _random_model(checkpoint: str, config: SiglipVisionConfig) -> SiglipVisionModel:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        try:
-            return SiglipVisionModel(config).eval()
-        except Exception as error:
-            raise StartupFault(f"checkpoint {checkpoint!r} describes no model: {_first_line(error)}") from error
-
-
 def _most_at_once_on_cpu(tokens: int) -> int:
     """The most images of so many tokens each that a CPU computes at once."""
     return max(1, min(_MOST_AT_ONCE_ON_CPU, _MOST_TOKENS_AT_ONCE_ON_CPU // tokens))
-
-
-def _pieces(images: torch.Tensor, most: int) -> Sequence[torch.Tensor]:
-    """The batch in as few pieces of about the same size as there can be of at most so many images."""
-    return images.chunk(-(-len(images) // most))
 
 
 def _doubling(last: int) -> Iterator[int]:
@@ -405,7 +272,3 @@ def _doubling(last: int) -> Iterator[int]:
         yield size
         size *= 2
     yield last
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0][:300]

@@ -31,11 +31,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 # Pillow keeps a pointer for every row, which of a column of single pixels is most of the memory.
 MAX_SIDE = 65_535
-# Of an AVIF's frames together, or of a TIFF's tiles as far as they go, by how much they may be over the image: colour
-# and alpha are two frames, a film's first image and its cover four, and tiles stand out over an image's edges.
+# How many times an image's pixels all frames of an AVIF, or all tiles of a TIFF, may have: colour and alpha are two
+# frames, with a film's cover four, and tiles stand out over an image's edges.
 MAX_DECODED_TIMES = 4
 MIN_TILED_PIXELS = 1 << 22
-# They are expanded in Python, so many in a second at most.
+# Of a BMP: they are expanded in Python, which takes up to a second for so many.
 MAX_RUN_LENGTH_BYTES = 1 << 21
 
 _TRANSPOSE_BY_ORIENTATION = {
@@ -58,7 +58,7 @@ _OF_UNKNOWN_KIND = (
     "Windows Media Photo",
     "string index out of range",
 )
-# Of a file that is none of an AVIF, but begins as one: a HEIC.
+# How Pillow's complaint ends about a HEIC, which begins as an AVIF does.
 _OF_ANOTHER_FORMAT = "Invalid ftyp"
 _LOOKS_LIKE_BASE64 = re.compile(rb"[A-Za-z0-9+/\-_]{16}|data:")
 

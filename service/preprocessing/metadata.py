@@ -26,7 +26,7 @@ MAX_CHUNKS = 1 << 16
 MAX_GIF_BLOCKS = 1 << 16
 _MAX_TEXT = 1 << 20
 
-# Not among them: markers without a length, stuffed and fill bytes.
+# A marker that a length follows (and EOI); no stuffed byte (FF00), no fill byte (FFFF).
 _JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
 _SOS, _EOI, _APP1, _COM = 0xDA, 0xD9, 0xE1, 0xFE
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}

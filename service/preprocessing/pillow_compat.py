@@ -1,4 +1,4 @@
-"""What Pillow 12.3 reads wrongly, put right.
+"""What Pillow reads wrongly, put right.
 
 Comes in: an image that Pillow has opened and not loaded. Goes out: the picture that its file holds, in a mode that
 `Image.convert("RGB")` converts well. It must not know of limits, orientation or backgrounds.

@@ -1,7 +1,8 @@
 """What PyTriton 0.7.0 lacks: a fault for one request, a short way to the callables, a start and an end to be trusted.
 
-`triton.py` is PyTriton's server with these repairs, on top of `server_processes.py` and `server_log.py`; `lane.py`
-answers for one inference callable, `libpython.py` finds the interpreter's shared library; `stub_model.py`,
-`batch_wire.py` and `fault_wire.py` are copied into Triton's model folders and run inside Triton's Python stubs.
-Everything here leans on that one PyTriton version and knows nothing of images.
+`triton.py` starts, watches, drains and stops a server, with a `lane.py` and a `pulse.py` for each of Triton's Python
+stubs, and `turns.py` over all of them. `tritonserver.py` is PyTriton's part of it, with what that needs to be launched
+(`host.py`, `libpython.py`, `server_processes.py`), what it prints (`server_log.py`) and what others may not see of it
+(`command_line.py`). `stub_model.py`, `batch_wire.py`, `fault_wire.py` and `pulse.py` are copied into Triton's model
+folders and run inside the stubs. Everything here leans on that one PyTriton version and knows nothing of images.
 """

@@ -17,29 +17,30 @@ from service.errors import StartupFault
 _POLL_SECONDS = 0.05
 _END_SECONDS = 5.0  # of a process that has been told to end
 _HEAPS = {
-    # Or each of tritonserver's threads gets a heap of its own, which stays as large as the worst moment has made it.
+    # By default each thread of tritonserver gets a heap of its own, which stays as large as it has ever been.
     "MALLOC_ARENA_MAX": "2",
-    # Or the first large body that is freed has glibc put all that are smaller into the heaps, too, between what stays.
-    # `clean_memory.c` counts on it, too.
+    # By default glibc raises this when the first large body is freed: all that are smaller then lie in the heaps,
+    # between what stays, and are not given back. `clean_memory.c` counts on this value, too.
     "MALLOC_MMAP_THRESHOLD_": "131072",
 }
 # For where setup has found no C compiler: Triton parses JSON by recursion, and copies a whole body of the content type
 # that curl sends by default onto the stack, twice, before it looks at a token: the usual 8 MB end it with a photograph
 # of 4. Only what is used takes memory, and stays; this is enough for twice what the documented proxy lets through.
 _STACK_BYTES = 2**27
-# Each connection is one, also of a client that says nothing, and without one left tritonserver answers nobody. Most
-# systems start a process with 1,024, and let it have more for the asking.
+# Each connection takes one, also that of a client that says nothing, and without one left tritonserver answers nobody.
+# Most systems start a process with a limit of 1,024, and let it raise that.
 _OPEN_FILES = 2**16
-# With half as many it starts for ever, without a word.
+# With half as many its start never ends, and it says nothing.
 _LEAST_OPEN_FILES = 128
 
 
 @contextlib.contextmanager
-def room_for_server(library: Path | None) -> Iterator[None]:
+def launch_conditions(preload: Path | None, libraries: Path) -> Iterator[None]:
     """Give the processes that are started meanwhile the heaps, the stack and the open files that a server needs.
 
     Args:
-        library: what they load before all others, but for those that the operator names.
+        preload: the library that they load before all others, but for those that the operator names.
+        libraries: the folder where they look for libraries before they look elsewhere.
 
     Raises:
         StartupFault: they would get too few open files.
@@ -51,19 +52,20 @@ def room_for_server(library: Path | None) -> Iterator[None]:
     if _within(most, _LEAST_OPEN_FILES) < _LEAST_OPEN_FILES:
         raise StartupFault(f"a process may open {most} files here, and Triton needs {_LEAST_OPEN_FILES} (ulimit -Hn)")
     stack, files = _limit(resource.RLIMIT_STACK, _STACK_BYTES), _limit(resource.RLIMIT_NOFILE, max(_OPEN_FILES, now))
-    with stack, files, _preloaded(library):
+    with stack, files, _linker_paths(preload, libraries):
         yield
 
 
 @contextlib.contextmanager
-def _preloaded(library: Path | None) -> Iterator[None]:
-    before = os.environ.get("LD_PRELOAD", "")
-    # The operator's come first: of two that hand out memory, only the first one's is then used.
-    os.environ["LD_PRELOAD"] = f"{before}:{library or ''}".strip(":")
+def _linker_paths(preload: Path | None, libraries: Path) -> Iterator[None]:
+    before = {name: os.environ.get(name, "") for name in ("LD_PRELOAD", "LD_LIBRARY_PATH")}
+    # Here the operator's come first: of two that hand out memory, only the first one's is then used.
+    os.environ["LD_PRELOAD"] = f"{before['LD_PRELOAD']}:{preload or ''}".strip(":")
+    os.environ["LD_LIBRARY_PATH"] = f"{libraries}:{before['LD_LIBRARY_PATH']}".strip(":")
     try:
         yield
     finally:
-        os.environ["LD_PRELOAD"] = before
+        os.environ.update(before)
 
 
 @contextlib.contextmanager

@@ -50,15 +50,15 @@ def _sabotage() -> str:
     return SABOTAGE.read_text() if SABOTAGE.exists() else ""
 
 
-def sabotaged_bind(self: SupervisedTriton, model_name: str, *args: Any, **kwargs: Any) -> None:
+def sabotaged_bind(self: SupervisedTriton, model: str, *args: Any, **kwargs: Any) -> None:
     """Stubs of `embed_image` that stand still as long as there is a file with a part of their lane's name in it.
 
     If it came after them, that is: those that take their place go on.
     """
-    bind(self, model_name, *args, **kwargs)
-    if model_name == "embed_image":
-        with (self._workspace.model_store_path / model_name / "1" / "model.py").open("a") as model:
-            model.write(STANDS_STILL)
+    bind(self, model, *args, **kwargs)
+    if model == "embed_image":
+        with (self._server.model_store / model / "1" / "model.py").open("a") as file:
+            file.write(STANDS_STILL)
 
 
 def warm_up_at_a_known_speed(self: Encoder, max_batch_size: int) -> None:

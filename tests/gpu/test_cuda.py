@@ -17,7 +17,9 @@ from torch.nn.attention import SDPBackend
 from service.cores import Cores
 from service.metrics import Metrics
 from service.model import encoder as encoder_room
-from service.model.encoder import Encoder, load_model, resolve_devices, resolve_dtype
+from service.model.checkpoint import load_model
+from service.model.devices import resolve_devices, resolve_dtype
+from service.model.encoder import Encoder
 from service.model.vision_tower import VisionTower
 from service.pipeline import Pipeline, Row
 from service.preprocessing.decode import Decoder

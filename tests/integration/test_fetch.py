@@ -104,7 +104,7 @@ def test_weights_whose_checksum_is_not_compared_are_not_loaded(pickled: FakeHub,
 LOAD = f"""
 from service.process.environment import prepare_environment
 prepare_environment()
-from service.model.encoder import load_model
+from service.model.checkpoint import load_model
 load_model("{HUB_ID}", "{COMMIT}", False)
 """
 

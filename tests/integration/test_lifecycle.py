@@ -18,7 +18,7 @@ import requests
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
-from service.pytriton_compat.triton import find_library
+from service.pytriton_compat.tritonserver import find_library
 from tests.integration.clients import RAW_HEADERS, base64_text, embed_triton_grpc, post_json, post_raw, triton_input
 from tests.integration.load import load
 from tests.integration.reference import CHECKPOINT, photographs

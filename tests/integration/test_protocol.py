@@ -25,7 +25,7 @@ import psutil
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from service.pytriton_compat.triton import find_library
+from service.pytriton_compat.tritonserver import find_library
 from service.settings import load_settings
 from tests.images import sample
 from tests.integration.clients import RAW_HEADERS, post_raw, read_raw_answer

@@ -10,7 +10,7 @@ import pytest
 
 from service.errors import StartupFault
 from service.process.ports import check_ports_are_free
-from service.pytriton_compat.server_processes import is_gone, listens, room_for_server
+from service.pytriton_compat.server_processes import is_gone, launch_conditions, listens
 
 
 @pytest.mark.parametrize("own", ["", "own.so"])
@@ -19,10 +19,12 @@ def test_a_servers_library_comes_after_the_operators_and_is_for_it_alone(
 ) -> None:
     """Of two that hand out memory, the second one must not be used: the first one takes it back."""
     monkeypatch.setenv("LD_PRELOAD", own)
+    monkeypatch.setenv("LD_LIBRARY_PATH", own)
     for library, expected in ((Path("ours.so"), [own, "ours.so"]), (None, [own])):
-        with room_for_server(library):
+        with launch_conditions(library, Path("ours")):
             assert os.environ["LD_PRELOAD"] == ":".join(filter(None, expected))
-        assert os.environ["LD_PRELOAD"] == own
+            assert os.environ["LD_LIBRARY_PATH"] == ":".join(filter(None, ["ours", own]))
+        assert os.environ["LD_PRELOAD"] == os.environ["LD_LIBRARY_PATH"] == own
 
 
 # It listens, and its memory takes a while to be given back when it is killed.
@@ -53,5 +55,5 @@ def test_a_killed_process_is_gone_when_its_port_is_free() -> None:
 def test_too_few_open_files_are_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """tritonserver would start for ever."""
     monkeypatch.setattr("resource.getrlimit", lambda _: (64, 64))
-    with pytest.raises(StartupFault, match="may open 64 files"), room_for_server(None):
+    with pytest.raises(StartupFault, match="may open 64 files"), launch_conditions(None, Path("ours")):
         pass

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from service.pytriton_compat.triton import find_library
+from service.pytriton_compat.tritonserver import find_library
 
 PRELOAD = find_library("preload")
 pytestmark = pytest.mark.skipif(PRELOAD is None, reason="setup has found no C compiler")

@@ -13,18 +13,21 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from pytriton.model_config import Tensor
+from pytriton.model_config import ModelConfig, Tensor
 from pytriton.triton import TritonConfig
 
 from service.access import Access
 from service.errors import ServiceFailure, StartupFault
 from service.pytriton_compat import triton as room
+from service.pytriton_compat import tritonserver
+from service.pytriton_compat.host import check_shared_memory
 from service.pytriton_compat.triton import SupervisedTriton, TritonFailure
+from service.pytriton_compat.tritonserver import Tritonserver
 
 
 def _triton(folder: Path, http_port: int) -> SupervisedTriton:
     config = TritonConfig(http_address="127.0.0.1", http_port=http_port, allow_metrics=False)
-    return SupervisedTriton(config, folder, Access(None, None, None), 2**20, verbose=False)
+    return SupervisedTriton(Tritonserver(config, folder, Access(), verbose=False), 2**20)
 
 
 @pytest.mark.parametrize("name", ["my files", "größe", "$(reboot)", "a;b", "a:b", "it's", "\udce8"])
@@ -51,7 +54,6 @@ def test_a_server_that_ends_while_it_is_asked_is_told_in_one_line(tmp_path: Path
 
         threading.Thread(target=end, daemon=True).start()
         triton = _triton(tmp_path, listener.getsockname()[1])
-        triton._workspace.model_store_path.mkdir(parents=True, exist_ok=True)
         triton._unloadable.mkdir()
         with pytest.raises(ServiceFailure, match="tritonserver could not be asked"):
             triton.report_not_ready()
@@ -78,8 +80,8 @@ def test_a_second_signal_while_a_server_that_hangs_is_asked_is_told_in_one_line(
 
 def test_a_drain_that_the_server_refuses_is_a_failure(fake: SupervisedTriton, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = [Tensor(name="X", dtype=np.float32, shape=(1,))]
-    fake.bind("model", [], tensors, tensors, parameters={})
-    monkeypatch.setattr(fake, "_ask_to", lambda *_: False)
+    fake.bind("model", [], tensors, tensors, ModelConfig(), {})
+    monkeypatch.setattr(fake._server, "ask_to", lambda *_: False)
     with pytest.raises(ServiceFailure, match="tritonserver refuses to unload model"):
         fake.drain(0)
 
@@ -87,20 +89,19 @@ def test_a_drain_that_the_server_refuses_is_a_failure(fake: SupervisedTriton, mo
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SupervisedTriton:
     """One that starts at once, as it should, without a tritonserver."""
-    monkeypatch.setattr(os, "environ", os.environ.copy())  # of what it puts there nothing is to stay
     triton = _triton(tmp_path, 1)
     parts: dict[str, Any] = {
-        "_triton_server": SimpleNamespace(is_alive=lambda: True),
-        "_run_server": lambda: None,
-        "_answers": lambda *_: True,
-        "_hide_tokens": lambda: None,
-        "_living_processes": lambda: [psutil.Process()],
+        "is_running": lambda: True,
+        "launch": lambda: None,
+        "reports": lambda *_: True,
+        "hide_tokens": lambda: None,
+        "processes": lambda: [psutil.Process()],
     }
     for name, part in parts.items():
-        monkeypatch.setattr(triton, name, part)
+        monkeypatch.setattr(triton._server, name, part)
     monkeypatch.setattr(room, "limit_files", lambda *_: None)
-    monkeypatch.setattr(room, "listens", lambda *_: True)
-    triton._log.add("E1128 no such file\n")
+    monkeypatch.setattr(tritonserver, "listens", lambda *_: True)
+    triton._server.log.add("E1128 no such file\n")
     return triton
 
 
@@ -111,23 +112,23 @@ def test_a_server_that_has_opened_its_ports_is_not_given_up_for_a_signal(
     """It may have accepted requests by then, unseen."""
     answers, interrupted = iter([False, has_opened_its_ports, has_opened_its_ports]), threading.Event()
     interrupted.set()
-    monkeypatch.setattr(fake, "_answers", lambda *_: next(answers))
+    monkeypatch.setattr(fake._server, "reports", lambda *_: next(answers))
     assert fake.start(interrupted, 60) is has_opened_its_ports
 
 
 @pytest.mark.parametrize(
     ("seconds", "parts", "message"),
     [
-        (60, {"_triton_server": SimpleNamespace(is_alive=lambda: False)}, "ended while it started; its last line: E11"),
+        (60, {"is_running": lambda: False}, "ended while it started; its last line: E11"),
         (0, {}, "tritonserver was not ready after 0 s"),
-        (60, {"_answers": lambda *_: True, "_living_processes": list}, "ended when it was ready; its last line: E1128"),
+        (60, {"reports": lambda *_: True, "processes": list}, "ended when it was ready; its last line: E1128"),
     ],
 )
 def test_a_start_that_fails_says_how(
     fake: SupervisedTriton, monkeypatch: pytest.MonkeyPatch, seconds: float, parts: dict[str, Any], message: str
 ) -> None:
-    for name, part in {"_answers": lambda *_: False, **parts}.items():
-        monkeypatch.setattr(fake, name, part)
+    for name, part in {"reports": lambda *_: False, **parts}.items():
+        monkeypatch.setattr(fake._server, name, part)
     with pytest.raises(StartupFault, match=message):
         fake.start(threading.Event(), seconds)
 
@@ -135,7 +136,7 @@ def test_a_start_that_fails_says_how(
 def test_it_is_not_ready_because_another_one_answers_at_its_port(
     fake: SupervisedTriton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "listens", lambda *_: False)
+    monkeypatch.setattr(tritonserver, "listens", lambda *_: False)
     with pytest.raises(StartupFault, match="tritonserver was not ready after 0 s"):
         fake.start(threading.Event(), 0)
 
@@ -144,9 +145,9 @@ def test_it_does_not_start_with_too_little_shared_memory(
     fake: SupervisedTriton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stub: Any = None
-    fake._lanes, needed = [(stub, stub)] * 3, 12 * 2**20
+    fake._lanes, needed = [stub] * 3, 12 * 2**20
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed))
-    fake._check_shared_memory()
+    check_shared_memory(3)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
     with pytest.raises(StartupFault, match="/dev/shm has 11 MiB free, the start takes 12 and large images more"):
         fake.start(threading.Event(), 60)
@@ -196,17 +197,19 @@ def test_a_workspace_that_lies_too_deep_for_a_socket_is_refused(tmp_path: Path) 
     deep.mkdir()
     tensors = [Tensor(name="X", dtype=np.float32, shape=(1,))]
     with pytest.raises(StartupFault, match="is too long a path for a socket; set TMPDIR to a shorter one"):
-        _triton(deep, 1).bind("model", [lambda _: []], tensors, tensors, parameters={})
+        _triton(deep, 1).bind("model", [lambda _: []], tensors, tensors, ModelConfig(), {})
 
 
 @pytest.mark.parametrize("was_let_go", [True, False])
 def test_a_drain_is_no_success_where_a_stub_has_died_with_answers_that_its_lane_has_sent(
     fake: SupervisedTriton, monkeypatch: pytest.MonkeyPatch, was_let_go: bool
 ) -> None:
-    lane: Any = SimpleNamespace(model="embed_image", batches=7, in_the_works=0, was_let_go=was_let_go)
+    lane: Any = SimpleNamespace(
+        model="embed_image", batches=7, in_the_works=0, was_let_go=was_let_go, fell_silent=False
+    )
     lane.is_alive, lane.join = lambda: False, lambda _: None
-    fake._lanes, fake._processes = [(lane, lane)], [psutil.Process()]
-    monkeypatch.setattr(fake, "_ask_to", lambda *_: True)
+    fake._lanes, fake._pulses, fake._processes = [lane], [lane], [psutil.Process()]
+    monkeypatch.setattr(fake._server, "ask_to", lambda *_: True)
     if not was_let_go:
         with pytest.raises(ServiceFailure, match=r"^a stub has died before everything accepted was answered$"):
             fake.drain(0)
@@ -218,8 +221,8 @@ def test_a_drain_is_no_success_where_a_stub_has_died_with_answers_that_its_lane_
 def test_a_drain_is_no_success_where_a_stub_hangs(fake: SupervisedTriton, monkeypatch: pytest.MonkeyPatch) -> None:
     lane: Any = SimpleNamespace(model="embed_image", batches=7, in_the_works=0, fell_silent=True)
     lane.is_alive, lane.join = lambda: True, lambda _: None
-    fake._lanes, fake._processes = [(lane, lane)], [psutil.Process()] * 2
-    monkeypatch.setattr(fake, "_ask_to", lambda *_: True)
+    fake._lanes, fake._pulses, fake._processes = [lane], [lane], [psutil.Process()] * 2
+    monkeypatch.setattr(fake._server, "ask_to", lambda *_: True)
     with pytest.raises(ServiceFailure, match=r"^tritonserver or a stub hangs before everything accepted was answered$"):
         fake.drain(0)
     assert not fake._drained
@@ -231,8 +234,8 @@ def test_a_drain_that_stubs_do_not_end_waits_for_what_is_in_the_works_and_no_lon
 ) -> None:
     lane: Any = SimpleNamespace(model="embed_image", batches=7, in_the_works=in_the_works, fell_silent=False)
     lane.is_alive, lane.join = lambda: True, lambda _: None
-    fake._lanes, fake._processes = [(lane, lane)], [psutil.Process()] * 2
-    monkeypatch.setattr(fake, "_ask_to", lambda *_: True)
+    fake._lanes, fake._pulses, fake._processes = [lane], [lane], [psutil.Process()] * 2
+    monkeypatch.setattr(fake._server, "ask_to", lambda *_: True)
     monkeypatch.setattr(room, "_DRAIN_SECONDS", 0.1)
     if not in_the_works:
         fake.drain(0)

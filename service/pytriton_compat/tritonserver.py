@@ -1,0 +1,262 @@
+"""One tritonserver, started by PyTriton 0.7.0 with what that lacks: its files, its arguments, its endpoints, its end.
+
+Comes in: addresses, tokens, a folder for its files, and models. Goes out: its processes, what its endpoints answer, and
+how it ended. It must not know of lanes, nor when it has to end.
+"""
+
+import atexit
+import contextlib
+import http.client
+import logging
+import math
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from pytriton.model_config import ModelConfig, Tensor
+from pytriton.server.triton_server_config import TritonServerConfig
+from pytriton.triton import Triton, TritonConfig, TritonLifecyclePolicy, TritonSecurityConfig
+from pytriton.utils.distribution import get_stub_path
+
+from service.access import Access
+from service.errors import ServiceFailure, StartupFault
+from service.process.local_client import LocalClient
+from service.pytriton_compat import host
+from service.pytriton_compat.command_line import overwrite_arguments
+from service.pytriton_compat.libpython import link_libpython
+from service.pytriton_compat.server_log import ServerLog
+from service.pytriton_compat.server_processes import launch_conditions, listens, process_tree
+
+logger = logging.getLogger(__name__)
+
+_HERE = Path(__file__).parent
+_STUB_MODULES = ("batch_wire.py", "fault_wire.py", "pulse.py")  # that `stub_model.py` imports
+_UNANSWERED = (OSError, http.client.HTTPException)
+_ANSWER_SECONDS = 2.0
+_ADMIN_SECONDS = 20.0
+_WAITING = re.compile(rb"^nv_inference_pending_request_count\{.*\} (\d+)$", re.MULTILINE)
+_OUTPUT_BYTES = 2**16
+_ADMIN_ENDPOINTS = ("shared-memory", "model-repository", "trace", "logging")
+_USER_ENDPOINTS = "inference,statistics"
+
+
+class _ServerArguments(TritonServerConfig):  # type: ignore[misc]
+    """PyTriton's own list of arguments breaks at the spaces within one."""
+
+    def to_args_list(self) -> list[str]:
+        return [
+            f"--{name}={value}"
+            for name, values in self.server_args().items()
+            for value in (values if isinstance(values, list | tuple) else [values])
+            if value is not None
+        ]
+
+
+class Tritonserver(Triton):  # type: ignore[misc]
+    """PyTriton's `Triton`, of which only the preparation and the start of the server are used.
+
+    Attributes:
+        folder: where its files are.
+        log: what it prints.
+        model_names: the models that it serves, in the order in which they were added.
+        model_store: the folder with a folder for each model.
+    """
+
+    def __init__(self, config: TritonConfig, folder: Path, access: Access, verbose: bool) -> None:
+        """Prepare a server with its files in `folder`, whose name its segments of shared memory have in theirs.
+
+        With `verbose` Triton's own information is logged, too, and not only its warnings and errors.
+
+        Raises:
+            StartupFault: Triton cannot use the folder, or /tmp.
+        """
+        host.check_folder(folder.resolve())  # as PyTriton gives it to Triton
+        self.folder, self.log, self.model_names = folder, ServerLog(), list[str]()
+        self._access = access
+        self._http, self._http_port = LocalClient(config.http_address, config.http_port), config.http_port
+        self._metrics = LocalClient(config.metrics_address, config.metrics_port) if config.allow_metrics else None
+        self._has_ended, self._exit_code = threading.Event(), 0
+        self._batch_strategy, self._preload = find_library("batchstrategy"), find_library("preload")
+        if self._batch_strategy is None or self._preload is None:
+            logger.warning(
+                "no C compiler was there at setup: a request that lies about a length fails all that share its batch,"
+                " clients may get bytes, or after a freeze embeddings, of others, and a few bytes can end tritonserver"
+            )
+        # A local model store makes tritonserver load every model before it listens: a port that answers is a service
+        # that answers. PyTriton's default opens the ports first, and a server without models reports ready.
+        super().__init__(
+            config=config,
+            workspace=folder / "triton",
+            triton_lifecycle_policy=TritonLifecyclePolicy(launch_triton_on_startup=True, local_model_store=True),
+            security_config=TritonSecurityConfig(access.admin_token, list(_ADMIN_ENDPOINTS)),
+        )
+        self.model_store: Path = self._workspace.model_store_path
+        self._triton_server_config = self._arguments(verbose)
+        # PyTriton's end waits, for minutes where a part is dead or still starting, and swallows a signal's exception.
+        atexit.unregister(self.stop)
+
+    def _shm_prefix(self) -> str:
+        """In PyTriton's place: what stubs that are killed leave is found by the folder's name."""
+        return f"{self.folder.name}-"
+
+    def _arguments(self, verbose: bool) -> _ServerArguments:
+        arguments = _ServerArguments()
+        arguments.update_config(self._triton_server_config.server_args())
+        arguments["log-info"] = verbose
+        tokens = {"http-restricted-api": self._access.http_token, "grpc-restricted-protocol": self._access.token}
+        for name, token in tokens.items():
+            if token:
+                arguments[name] = [arguments[name], f"{_USER_ENDPOINTS}:authorization=Bearer {token}"]
+        if tls := self._access.grpc_tls:
+            arguments["grpc-use-ssl"], arguments["grpc-use-ssl-mutual"] = 1, int(tls.client_ca is not None)
+            arguments["grpc-server-cert"], arguments["grpc-server-key"] = tls.certificate, tls.key
+            arguments["grpc-root-cert"] = tls.client_ca
+        return arguments
+
+    def add_model(
+        self,
+        name: str,
+        callables: Sequence[Callable[..., Any]],
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        config: ModelConfig,
+        parameters: Mapping[str, str],
+    ) -> Path:
+        """Have it serve a model, with a stub for each callable; returns the folder that the stubs run in.
+
+        Args:
+            parameters: what the model's configuration tells clients beside its tensors.
+        """
+        self.bind(name, callables, inputs, outputs, config=config)
+        *_, model = self._model_manager.models
+        # Written again, with these parameters instead of a path that only PyTriton's own stubs need.
+        model._get_triton_model_config().backend_parameters = dict(parameters)
+        model.generate_model(self.model_store)
+        folder = self.model_store / name / "1"
+        shutil.copy(_HERE / "stub_model.py", folder / "model.py")
+        for module in _STUB_MODULES:
+            shutil.copy(_HERE / module, folder)
+        if self._batch_strategy:
+            shutil.copy(self._batch_strategy, folder / "batchstrategy.so")
+        self.model_names.append(name)
+        return folder
+
+    def launch(self) -> None:
+        """Start it, under the conditions that it needs.
+
+        Raises:
+            OSError: there is no room for a file.
+            StartupFault: the system lacks a libpython or a command, or allows too few open files.
+        """
+        if (setsid := shutil.which("setsid")) is None:
+            raise StartupFault("the command setsid is missing; install util-linux")
+        libraries: Path = self._workspace.path / "libpython"
+        link_libpython(Path(get_stub_path(f"{sys.version_info.major}.{sys.version_info.minor}")), libraries)
+        self._tell_largest_tensor()
+        # Where LD_PRELOAD can name it, whose entries end at spaces and colons.
+        preload = self._preload and Path(shutil.copy(self._preload, self._workspace.path / "preload.so"))
+        with launch_conditions(preload, libraries):
+            self._initialize_server()
+            # In a session of its own: Ctrl-C in a terminal signals the whole process group, and tritonserver would end
+            # with requests in flight while this process still wants to drain.
+            self._triton_server._server_path = Path(f"{setsid} {self._triton_server._server_path}")
+            self._triton_server._record_logs = self.log.add
+            _ignore_stream_errors(self._workspace.path / "tritonserver" / "bin" / "tritonserver")
+            self._run_server()
+        # PyTriton has its output read byte by byte, and each kept. Clients can make Triton print some hundred lines a
+        # second; its threads would then wait for who reads them, and nobody be answered.
+        output = self._triton_server._tritonserver_running_cmd.process._stdout_stream
+        output.bufsize, output.save_data = _OUTPUT_BYTES, False
+
+    def _tell_largest_tensor(self) -> None:
+        """Tell `no_huge_tensors.c` how many bytes the numbers of one input may have: as many as in a full batch."""
+        sizes = [
+            model.config.max_batch_size * math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
+            for model in self._model_manager.models
+            for tensor in model.inputs
+        ]
+        os.environ["EMBED_LARGEST_TENSOR"] = str(max(sizes, default=0))
+
+    def hide_tokens(self) -> None:
+        """Every user of a machine can read the command lines of its processes; this one has read its own by now."""
+        tokens = [token for token in (self._access.http_token, self._security_config.access_token) if token]
+        try:
+            overwrite_arguments(self._triton_server._tritonserver_running_cmd.pid, tokens)
+        except OSError as error:
+            logger.warning("the tokens stay visible on tritonserver's command line: %s", error.strerror)
+
+    def is_running(self) -> bool:
+        """Whether it was started and has not ended."""
+        return bool(self._is_alive_impl())
+
+    def processes(self) -> list[psutil.Process]:
+        """It and all below it: its stubs, and the process that keeps their shared memory; none where it has ended."""
+        return process_tree(self._triton_server._tritonserver_running_cmd.pid) if self.is_running() else []
+
+    def reports(self, health: str, seconds: float = _ANSWER_SECONDS) -> bool:
+        """Whether it says within so many seconds that it is `live` or `ready`."""
+        with contextlib.suppress(*_UNANSWERED):
+            status, _ = self._http.get(f"/v2/health/{health}", seconds)
+            return status == 200
+        return False
+
+    def is_ready(self) -> bool:
+        """Whether it is, and not another one, started at the same time, that has got its port."""
+        return self.reports("ready") and listens(self.processes(), self._http_port)
+
+    def waiting(self) -> int | None:
+        """How many requests wait for a batch; None where its metrics do not tell."""
+        with contextlib.suppress(*_UNANSWERED):
+            if self._metrics:
+                _, metrics = self._metrics.get("/metrics", _ANSWER_SECONDS)
+                return sum(map(int, _WAITING.findall(metrics)))
+        return None
+
+    def ask_to(self, action: str, model: str) -> bool:
+        """Have it `load` or `unload` a model, and return whether it did.
+
+        Not by tritonclient: where a second signal ends the wait, its gevent prints a traceback.
+
+        Raises:
+            ServiceFailure: it does not answer.
+        """
+        try:
+            path = f"/v2/repository/models/{model}/{action}"
+            status, _ = self._http.post(path, b"{}", _ADMIN_SECONDS, self._headers)
+        except _UNANSWERED as error:
+            raise ServiceFailure(f"tritonserver could not be asked to finish its requests: {error}") from error
+        return status == 200
+
+    def _on_tritonserver_exit(self, *arguments: Any) -> None:
+        """In PyTriton's place, which would end this process with success."""
+        *_, self._exit_code = arguments
+        self._has_ended.set()
+
+    def how_it_ended(self) -> str:
+        """Its exit code or signal, as soon as that is known, and what it said last."""
+        self._has_ended.wait(_ANSWER_SECONDS)
+        code = self._exit_code
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return f"{how}; {self.log.last_words}"
+
+
+def find_library(name: str) -> Path | None:
+    """A library that setup has made of the C files here (`pyproject.toml` says which); None where it could not."""
+    return max(_HERE.glob(f"{name}*.so"), key=os.path.getmtime, default=None)
+
+
+def _ignore_stream_errors(server: Path) -> None:
+    """Make tritonserver's copy pass over the metadata `triton_grpc_error`.
+
+    With it, an error ends a gRPC stream with its status, and the answers that come after it end tritonserver
+    (segmentation fault). Without it each error is in the answer of its own request. Names of metadata have no capitals.
+    """
+    server.write_bytes(server.read_bytes().replace(b"\0triton_grpc_error\0", b"\0TRITON_GRPC_ERROR\0"))
