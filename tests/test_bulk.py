@@ -31,14 +31,15 @@ from service.bulk import plan as planning
 from service.bulk.cluster import Shares, divide
 from service.bulk.command import _report, main
 from service.bulk.embedder import Embedder, _watch
-from service.bulk.folder import Folder, Reader
+from service.bulk.folder import Folder
 from service.bulk.plan import Mismatch, Plan
+from service.bulk.reader import Reader
 from service.bulk.strikes import Strikes
 from service.bulk.worker import Facts, Site, Worker
+from service.client.listing import LeftOut, Place, id_of
 from service.client.locks import Busy
 from service.client.progress import Progress
 from service.client.rows import Origin
-from service.client.sources import LeftOut, Place, id_of
 from service.cores import Cores
 from service.demo.drawings import draw
 from service.errors import ServiceFailure, StartupFault

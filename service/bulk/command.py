@@ -19,10 +19,11 @@ import pyarrow as pa
 from service.bulk.folder import Folder
 from service.bulk.plan import Chunk, Mismatch, Plan, errors_of
 from service.bulk.strikes import Strikes
+from service.client.listing import LeftOut, id_of
 from service.client.locks import Busy
 from service.client.progress import Progress, complain, say
 from service.client.rows import Origin, report
-from service.client.sources import LeftOut, NothingToDo, id_of
+from service.client.sources import NothingToDo
 from service.errors import StartupFault
 from service.settings import Settings, load_settings
 

@@ -1,14 +1,13 @@
-"""A folder of this machine or of an object store, by one interface: list images, read them, keep Parquet.
+"""A folder of this machine or of an object store, by one interface: list images, keep Parquet.
 
-Comes in: a path, or a URI that Arrow knows (`s3://`, `gs://`, `abfs://`, `hdfs://`, `file://`). Goes out: places, bytes
-and tables. It must not know what is in them.
+Comes in: a path, or a URI that Arrow knows (`s3://`, `gs://`, `abfs://`, `hdfs://`, `file://`). Goes out: places and
+tables. It must not know what is in them.
 """
 
 import contextlib
 import errno
 import io
 import os
-import threading
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -22,9 +21,9 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from service.client.listing import SUFFIXES, TAR, LeftOut, Place, Stamp, has_entries, places_in, walk
 from service.client.locks import locked
 from service.client.results import keep, keep_names
-from service.client.sources import ENDS_WITHIN, SUFFIXES, TAR, LeftOut, Place, Stamp, has_entries, places_in, walk
 
 # In these, a file appears when it is complete, as an object. Not all of them can move one.
 _OBJECT_STORES = ("s3", "gcs", "abfs")
@@ -35,8 +34,6 @@ _SLICE = 100
 # sends more in the time that it takes to answer.
 _HEADER_BYTES = 2**14
 _HEADER_BYTES_OF_A_STORE = 2**18
-# Tar files that stay open to be read. A batch's images are mostly in one or two.
-_OPEN = 16
 
 _Listing = tuple[Iterator[Place], LeftOut]
 
@@ -241,49 +238,3 @@ class Folder:
         self.filesystem.create_dir(self.path, recursive=True)
         with locked(Path(self.path, ".lock"), self.path) if self.is_local else contextlib.nullcontext():
             yield
-
-
-class Reader:
-    """Reads a folder's images for many threads. The latest tar files stay open: opening asks a store."""
-
-    def __init__(self, folder: Folder) -> None:
-        self._folder = folder
-        self._tars: dict[str, _Tar] = {}
-        self._lock = threading.Lock()
-
-    def read(self, place: Place, most: int) -> bytes:
-        """An image's first bytes, at most so many.
-
-        Raises:
-            OSError, ValueError: it cannot be read, or has a name that Arrow does not take.
-        """
-        if place.size is not None:
-            return self._tar(place.file).read(place.offset, min(place.size, most))
-        with self._folder.filesystem.open_input_stream(self._folder.path_of(place.file)) as stream:
-            data: bytes = stream.read(most)
-            return data
-
-    def _tar(self, name: str) -> "_Tar":
-        with self._lock:
-            tar = self._tars.setdefault(name, _Tar(self._folder, name))
-            if len(self._tars) > _OPEN:
-                del self._tars[next(iter(self._tars))]  # closed by Arrow when its last reader is done
-            return tar
-
-
-class _Tar:
-    """A tar file that is opened at the first read."""
-
-    def __init__(self, folder: Folder, name: str) -> None:
-        self._folder, self._name = folder, name
-        self._file: pa.NativeFile | None = None
-        self._lock = threading.Lock()
-
-    def read(self, offset: int, size: int) -> bytes:
-        with self._lock:
-            if self._file is None:
-                self._file = self._folder.filesystem.open_input_file(self._folder.path_of(self._name))
-        data: bytes = self._file.read_at(size, offset)  # as many threads as like to
-        if len(data) < size:
-            raise OSError(ENDS_WITHIN)
-        return data

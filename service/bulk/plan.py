@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from service.bulk.folder import Folder
+from service.client.listing import Place, Stamp, id_of
 from service.client.rows import Origin
-from service.client.sources import Place, Stamp, id_of
 
 _PLANS = "_plan"
 _SOURCE = "source"

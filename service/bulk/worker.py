@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
-from service.bulk.folder import Folder, Reader
+from service.bulk.folder import Folder
 from service.bulk.plan import Chunk, count_failed, places_of
+from service.bulk.reader import Reader
 from service.bulk.strikes import Strikes
+from service.client.listing import CHANGED, Place, Stamp, id_of
 from service.client.rows import FORMAT, Origin, Row, normalized, schema_of, table_of
-from service.client.sources import CHANGED, Place, Stamp, id_of
 from service.cores import Cores
 from service.errors import Fault, ServiceFailure
 from service.logs import configure_logging

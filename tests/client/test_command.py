@@ -22,12 +22,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from service.client import command, job, over_http, sources
+from service.client import command, job, listing, over_http, sources
 from service.client.command import main
+from service.client.listing import LeftOut
 from service.client.results import Results
 from service.client.retry import Patience
 from service.client.rows import Row
-from service.client.sources import Image, Images, LeftOut
+from service.client.sources import Image, Images
 from service.client.transport import Access, Embedding, Served, TryAgain
 from tests.client.fake_service import DIMENSION, FakeService, fake_service
 from tests.integration.service_process import wait_for
@@ -218,14 +219,14 @@ def test_folders_are_listed_however_deep_they_are(tmp_path: Path) -> None:
         folder.mkdir()
     (folders[-1] / "0.jpg").touch()
     try:
-        assert len(list(sources.walk(str(tmp_path), sources.SUFFIXES, LeftOut()))) == 1
+        assert len(list(listing.walk(str(tmp_path), listing.SUFFIXES, LeftOut()))) == 1
     finally:
         subprocess.run(["rm", "-r", folders[0]], check=True, timeout=60)  # which pytest cannot
 
 
 @pytest.mark.parametrize("name", ["0.jpg", "café.jpg"])
 def test_an_image_whose_name_is_its_id_takes_one_text_in_memory(name: str) -> None:
-    assert sources.id_of(name) is name
+    assert listing.id_of(name) is name
 
 
 def test_a_folder_on_a_list_is_no_image_and_is_not_left_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
