@@ -10,7 +10,6 @@ import threading
 from service.errors import ServiceFailure, StartupFault
 from service.logs import configure_logging
 from service.process.environment import prepare_environment
-from service.process.free_memory import share_heaps
 from service.process.ports import check_ports_are_free
 from service.process.signals import ending_signals
 from service.settings import load_settings, readable_log_format
@@ -36,7 +35,6 @@ def main() -> int:
         return _complain(fault, 2, log_format)
     configure_logging(settings.log_level, settings.log_format)
     prepare_environment()
-    share_heaps()
     try:
         check_ports_are_free(settings.host, settings.ports)
         # Only now: torch and transformers take seconds to import, which no refusal before needs.

@@ -6,24 +6,11 @@ It must not know what the memory was for.
 
 import ctypes
 import math
-import os
 import time
 from collections.abc import Callable
 
-_M_ARENA_MAX = -8  # of glibc's malloc.h
-_HEAPS = 2
 # What is given back costs to be taken anew, so not between any two images.
 _PAUSE_SECONDS = 30.0
-
-
-def share_heaps() -> None:
-    """Have this process' threads share two heaps, unless the environment says how many; before there are threads.
-
-    glibc would give each a heap of its own, up to eight a core, and each keeps what its worst moment took: each lane's
-    took 15 MB under mixed load.
-    """
-    if "MALLOC_ARENA_MAX" not in os.environ:
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _HEAPS)
 
 
 class FreeMemory:

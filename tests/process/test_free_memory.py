@@ -1,35 +1,11 @@
-"""Threads share two heaps, and memory goes back to the system when nothing happens."""
+"""Memory goes back to the system when nothing happens."""
 
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from service.process.free_memory import FreeMemory
-
-_EIGHT_THREADS_TAKE_MEMORY = """
-import ctypes
-import threading
-from service.process.free_memory import share_heaps
-
-share_heaps()
-all_there = threading.Barrier(8)
-threads = [threading.Thread(target=lambda: (bytearray(10_000), all_there.wait())) for _ in range(8)]
-for thread in threads:
-    thread.start()
-for thread in threads:
-    thread.join()
-ctypes.CDLL(None).malloc_stats()
-"""
-
-
-@pytest.mark.parametrize(("environment", "heaps"), [({}, 2), ({"MALLOC_ARENA_MAX": "5"}, 5)])
-def test_threads_share_two_heaps_or_as_many_as_the_environment_says(environment: dict[str, str], heaps: int) -> None:
-    command = [sys.executable, "-c", _EIGHT_THREADS_TAKE_MEMORY]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert finished.stderr.count("Arena ") == heaps
 
 
 def test_what_was_freed_below_something_that_is_still_used_goes_back() -> None:
