@@ -64,7 +64,7 @@ def _foreseen(error: Exception) -> Exception:
     if isinstance(error, StartupFault | ServiceFailure):
         return error
     logger.error("an exception was not caught", exc_info=error)
-    return ServiceFailure(" ".join(f"{type(error).__name__}: {error}".split()))
+    return ServiceFailure.of(error)
 
 
 def _end_within(seconds: float) -> None:

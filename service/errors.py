@@ -102,3 +102,8 @@ class StartupFault(Exception):
 
 class ServiceFailure(Exception):
     """The running service cannot go on; whoever supervises this process has to start it anew."""
+
+    @classmethod
+    def of(cls, error: Exception) -> "ServiceFailure":
+        """One that tells in one line of an error that nobody has foreseen."""
+        return cls(" ".join(f"{type(error).__name__}: {error}".split()))

@@ -23,7 +23,7 @@ from PIL import Image, _imaging, features
 
 from tests.hostile_images import scans
 from tests.images import SMALL_NAMES, encode, picture, sample
-from tests.lossless_webp import TRANSFORMS, riff, stream, vp8l
+from tests.webps import TRANSFORMS, riff, stream, vp8l
 
 SECONDS = 1.0
 """Of the processor, for one image."""

@@ -15,7 +15,7 @@ from PIL import Image
 from service.preprocessing.libtiff import MAX_SCANS
 from service.preprocessing.webp import MAX_GROUPS
 from tests.images import encode, picture, png_chunk, png_header
-from tests.lossless_webp import BYTES, ZERO, chunk, packed, riff, stream, vp8l
+from tests.webps import BYTES, ZERO, chunk, extended, frame, packed, riff, stream, vp8l
 
 MANY = 30_000_000
 """Bytes that a hostile file may take, below the default limit of 32 MiB."""
@@ -165,12 +165,6 @@ def bmp_of_run_lengths(width: int, height: int, data: bytes, compression: int = 
     return b"BM" + struct.pack("<IHHI", offset + len(data), 0, 0, offset) + header + palette + data
 
 
-def _webp(flags: int, *chunks: bytes) -> bytes:
-    """An extended WebP of 16 x 16 pixels."""
-    header = chunk(b"VP8X", struct.pack("<I", flags) + b"\x0f\0\0\x0f\0\0")
-    return riff(header, *chunks)
-
-
 def _webp_pixels() -> bytes:
     return encode(Image.fromarray(picture(16, 16)), "WEBP")[12:]
 
@@ -182,8 +176,7 @@ def _webp_of_groups(number: int, code: str) -> bytes:
 
 def _animated_webp(frames: int) -> bytes:
     sound = encode(Image.new("RGB", (16, 16)), "WEBP", lossless=True)[12:]
-    frame = chunk(b"ANMF", bytes(6) + b"\x0f\0\0\x0f\0\0" + b"\1\0\0\0" + sound)
-    return _webp(2, chunk(b"ANIM", bytes(6)), *[frame] * frames)
+    return extended(2, chunk(b"ANIM", bytes(6)), *[frame(sound)] * frames)
 
 
 def _tiff_of_two_readings() -> bytes:
@@ -381,22 +374,22 @@ _MAKERS: dict[str, Callable[[], bytes]] = {
     "bmp of a row's end": lambda: bmp_of_run_lengths(49_000_000, 1, b"\1\5\0\0"),
     "bmp of negative sides": lambda: bmp_of_run_lengths(-_SIDE, -_SIDE, b"", 0),
     "bmp of a huge header": lambda: b"BM" + bytes(8) + b"\x36\0\0\0" + struct.pack("<I", 2**31) + bytes(1000),
-    "webp of a huge profile": lambda: _webp(0x20, chunk(b"ICCP", bytes(MANY)), _webp_pixels()),
-    "webp of huge exif": lambda: _webp(8, _webp_pixels(), chunk(b"EXIF", b"Exif\0\0" * (MANY // 6))),
-    "webp of exif tags that overlap": lambda: _webp(
+    "webp of a huge profile": lambda: extended(0x20, chunk(b"ICCP", bytes(MANY)), _webp_pixels()),
+    "webp of huge exif": lambda: extended(8, _webp_pixels(), chunk(b"EXIF", b"Exif\0\0" * (MANY // 6))),
+    "webp of exif tags that overlap": lambda: extended(
         8, _webp_pixels(), chunk(b"EXIF", exif(*overlapping_tags(1000, 10**6), size=2 * 10**6))
     ),
-    "webp of exif tags by the million": lambda: _webp(
+    "webp of exif tags by the million": lambda: extended(
         8, _webp_pixels(), chunk(b"EXIF", _bigtiff_of_tags(1_490_000))
     ),
-    "webp of huge xmp": lambda: _webp(4, _webp_pixels(), chunk(b"XMP ", b"tiff:Orientation=" * (MANY // 17))),
-    "webp of chunks": lambda: _webp(0, chunk(b"abcd", b"") * (MANY // 8), _webp_pixels()),
+    "webp of huge xmp": lambda: extended(4, _webp_pixels(), chunk(b"XMP ", b"tiff:Orientation=" * (MANY // 17))),
+    "webp of chunks": lambda: extended(0, chunk(b"abcd", b"") * (MANY // 8), _webp_pixels()),
     "webp of frames": lambda: _animated_webp(400_000),
     "webp of small code tables": lambda: _webp_of_groups(65_536, ZERO),
     "webp of large code tables": lambda: _webp_of_groups(65_536, BYTES),
     "webp of large code tables, as many as are read": lambda: _webp_of_groups(MAX_GROUPS, BYTES),
     "webp of code tables that no pixel has": lambda: riff(vp8l(4, 4, stream([65_535], BYTES))),
-    "webp of code tables for its alpha": lambda: _webp(
+    "webp of code tables for its alpha": lambda: extended(
         0x10, chunk(b"ALPH", b"\1" + packed(stream([65_535, *[0] * 15], BYTES))), _webp_pixels()
     ),
     "webp of blocks": lambda: riff(

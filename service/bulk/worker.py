@@ -98,7 +98,7 @@ class Worker:
             raise
         except Exception as error:
             logger.error("an exception was not caught", exc_info=error)
-            raise ServiceFailure(" ".join(f"{type(error).__name__}: {error}".split())) from error
+            raise ServiceFailure.of(error) from error
 
     def _finish(self, chunk: Chunk, again: bool) -> int:
         """Have the chunk's part; the number of its rows that have an error."""

@@ -1,4 +1,4 @@
-"""It starts, ends without dropping anything, and says clearly why it cannot start."""
+"""It starts every time, ends without dropping anything, and says clearly why it cannot start."""
 
 import contextlib
 import os
@@ -24,6 +24,10 @@ from tests.integration.load import load
 from tests.integration.reference import CHECKPOINT, photographs
 from tests.integration.service_process import ServiceProcess, service, wait_for
 from tests.ports import unused_port
+
+AS_IT_SHOULD = "answered and ended with 0"
+# Three for each of two cores: they keep the machine busy themselves, and for no longer than they need.
+STARTS = 6
 
 
 def _fill_the_disk(running: ServiceProcess) -> None:
@@ -177,6 +181,13 @@ def test_a_service_of_tests_that_are_killed_ends_with_them(tmp_path: Path) -> No
     assert not psutil.wait_procs([left], timeout=60)[1]
 
 
+@pytest.mark.timeout(1200)
+def test_it_becomes_ready_every_time_on_a_busy_machine(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(STARTS) as threads:
+        outcomes = list(threads.map(_start_embed_stop, [tmp_path] * STARTS))
+    assert outcomes == [AS_IT_SHOULD] * STARTS
+
+
 def test_it_starts_whatever_its_checkpoint_and_model_are_called_without_a_path_and_reads_base64_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,7 +228,9 @@ def test_a_taken_port_is_one_clear_line(running: ServiceProcess) -> None:
         (["--max-batch", "3"], 2, "unrecognized arguments: --max-batch 3"),
         (["--max-batch-size", "0"], 2, "max_batch_size: Input should be greater than or equal to 1, not '0'"),
         (["--config", "nowhere.toml"], 2, "the settings file nowhere.toml is not there"),
+        (["--checkpoint", "./nowhere"], 1, "checkpoint './nowhere' is no folder"),
         (["--checkpoint", "perf/architectures/base-patch16-224"], 1, "--random-weights true"),
+        (["--device", "cuda:77"], 1, "device cuda:77 is not there"),
     ],
 )
 def test_what_keeps_it_from_starting_is_one_clear_line(arguments: list[str], exit_code: int, message: str) -> None:
@@ -239,3 +252,10 @@ def test_what_nobody_has_foreseen_is_one_clear_line_too() -> None:
 def _run(*arguments: str, program: Sequence[str] = (sys.executable,)) -> "subprocess.CompletedProcess[str]":
     command = [*program, "-m", "service", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def _start_embed_stop(folder: Path) -> str:
+    with service(folder) as running:
+        status = post_raw(running, photographs()[0]).status_code
+        outcome = f"{'answered' if status == 200 else status} and ended with {running.stop()}"
+        return outcome if outcome == AS_IT_SHOULD else f"{outcome}:\n{running.output()}"

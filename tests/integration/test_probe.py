@@ -9,9 +9,6 @@ from typing import Any
 
 import pytest
 
-from service.errors import ServiceFailure
-from service.probe import probe as ask
-from service.process.local_client import LocalClient
 from tests.integration.probing import probe
 from tests.ports import unused_port
 
@@ -31,6 +28,11 @@ class Fake(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answers = {"ready": (200, ""), "embed_image": (200, METADATA), "infer": (200, answer(3, -1, 2))}
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.server_port}"
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -79,12 +81,9 @@ def fake() -> Iterator[Fake]:
 )
 def test_one_line_says_what_is_wrong(fake: Fake, asked: str, status: int, content: Any, line: str) -> None:
     fake.answers[asked] = status, content
-    client = LocalClient("127.0.0.1", fake.server_port)
-    try:
-        said = ask(client, 5.0)
-    except ServiceFailure as failure:
-        said = f"not able: {failure}"
-    assert said.startswith(line) and "\n" not in said
+    found = probe("--url", fake.url)
+    assert found.stdout.startswith(line) and found.stdout.count("\n") == 1 and not found.stderr
+    assert found.returncode == (1 if line.startswith("not") else 0)
 
 
 def test_nobody_there_and_nobody_answering() -> None:

@@ -1,7 +1,5 @@
 """The code tables of a lossless WebP are counted before they take memory, wherever in the file they are."""
 
-import struct
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,18 +8,25 @@ from service.errors import ClientFault, CorruptImage, UnsupportedFormat
 from service.preprocessing import webp
 from service.preprocessing.decode import Decoder
 from tests.images import encode, picture
-from tests.lossless_webp import BYTES, ONE, PALETTE, SMALL, TRANSFORMS, ZERO, chunk, number, packed, riff, stream, vp8l
+from tests.webps import (
+    BYTES,
+    ONE,
+    PALETTE,
+    SMALL,
+    TRANSFORMS,
+    ZERO,
+    chunk,
+    extended,
+    frame,
+    number,
+    packed,
+    riff,
+    stream,
+    vp8l,
+)
 
 DECODER = Decoder(2**25, 50_000_000)
 LOSSY = encode(Image.fromarray(picture(16, 16)), "WEBP")[12:]
-
-
-def _extended(flags: int, *chunks: bytes) -> bytes:
-    return riff(chunk(b"VP8X", struct.pack("<I", flags) + b"\x0f\0\0\x0f\0\0"), *chunks)
-
-
-def _frame(*chunks: bytes) -> bytes:
-    return chunk(b"ANMF", bytes(6) + b"\x0f\0\0\x0f\0\0" + b"\1\0\0\0" + b"".join(chunks))
 
 
 def _alpha(bits: str) -> bytes:
@@ -31,11 +36,11 @@ def _alpha(bits: str) -> bytes:
 ANIM = chunk(b"ANIM", bytes(6))
 WAYS = {
     "alone": lambda bits: riff(vp8l(16, 16, bits)),
-    "extended": lambda bits: _extended(0, chunk(b"abcd", b"odd"), vp8l(16, 16, bits)),
-    "alpha": lambda bits: _extended(0x10, _alpha(bits), LOSSY),
-    "frame": lambda bits: _extended(2, ANIM, _frame(vp8l(16, 16, bits)), _frame(LOSSY)),
-    "frame's alpha": lambda bits: _extended(0x12, ANIM, _frame(_alpha(bits), LOSSY)),
-    "frame behind none": lambda bits: _extended(2, ANIM, _frame(chunk(b"abcd", b"")), _frame(vp8l(16, 16, bits))),
+    "extended": lambda bits: extended(0, chunk(b"abcd", b"odd"), vp8l(16, 16, bits)),
+    "alpha": lambda bits: extended(0x10, _alpha(bits), LOSSY),
+    "frame": lambda bits: extended(2, ANIM, frame(vp8l(16, 16, bits)), frame(LOSSY)),
+    "frame's alpha": lambda bits: extended(0x12, ANIM, frame(_alpha(bits), LOSSY)),
+    "frame behind none": lambda bits: extended(2, ANIM, frame(chunk(b"abcd", b"")), frame(vp8l(16, 16, bits))),
 }
 BEFORE = {
     "nothing": ("", 16),

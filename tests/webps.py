@@ -1,4 +1,4 @@
-"""Lossless WebPs that no encoder writes: black pixels, and any number of code tables for them.
+"""WebPs chunk by chunk, and lossless ones that no encoder writes: black pixels, and any number of code tables for them.
 
 The streams are texts of zeros and ones, in the order in which they are read. Source: RFC 9649.
 """
@@ -52,6 +52,16 @@ def riff(*chunks: bytes) -> bytes:
     """A WebP of these chunks."""
     content = b"WEBP" + b"".join(chunks)
     return b"RIFF" + struct.pack("<I", len(content)) + content
+
+
+def extended(flags: int, *chunks: bytes) -> bytes:
+    """A WebP of 16 x 16 pixels whose first chunk says what comes."""
+    return riff(chunk(b"VP8X", struct.pack("<I", flags) + b"\x0f\0\0\x0f\0\0"), *chunks)
+
+
+def frame(*chunks: bytes) -> bytes:
+    """The chunk of an animation's frame of 16 x 16 pixels."""
+    return chunk(b"ANMF", bytes(6) + b"\x0f\0\0\x0f\0\0" + b"\1\0\0\0" + b"".join(chunks))
 
 
 def vp8l(width: int, height: int, bits: str) -> bytes:
