@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from perf.findings import NotMeasured
 from perf.replicas.client_process import Account, ClientProcess
-from perf.replicas.cluster import Cluster, Replica
+from perf.replicas.cluster import Cluster
 
 _LOOK_SECONDS = 0.25
 _PATIENCE_SECONDS = 120.0
@@ -44,13 +44,10 @@ class Run:
     accounts: Mapping[str, Account]
 
 
-def rolling_restart_and_a_kill(
-    cluster: Cluster, restarted: Sequence[Replica], schemes: Sequence[str], ahead: int, least_images: int
-) -> Run:
-    """One replica after the other is ended in order and started again; then the first is killed and started again.
+def rolling_restart_and_a_kill(cluster: Cluster, schemes: Sequence[str], ahead: int, least_images: int) -> Run:
+    """Each replica in turn is ended in order and started again; then one is killed and started again.
 
     Args:
-        restarted: of the cluster, in this order.
         schemes: of the clients, which embed at the same time.
         ahead: images that each client was given and that are not answered yet; under 60, the clients' own limit of
             requests in flight, the load is lighter.
@@ -66,7 +63,7 @@ def rolling_restart_and_a_kill(
             with phases.phase("all three"):
                 phases.wait_for(least_images)
             with phases.phase("rolling restart"):
-                for replica in restarted:
+                for replica in cluster.replicas:
                     if exit_code := replica.service.end():
                         raise NotMeasured(f"a replica ended with exit code {exit_code}")
                     replica.service.start()

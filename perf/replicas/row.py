@@ -31,7 +31,7 @@ def replicas(bench: Bench) -> Findings:
     with cluster(str(bench.device)) as three:
         for scheme, protocol in _PROTOCOLS.items():
             print(f"{protocol}: a rolling restart, then a kill; some minutes", flush=True)
-            run = rolling_restart_and_a_kill(three, three.replicas, [scheme], _AHEAD, _LEAST_IMAGES)
+            run = rolling_restart_and_a_kill(three, [scheme], _AHEAD, _LEAST_IMAGES)
             findings.figures.append(_without_their_embedding(protocol, run.accounts[scheme]))
             findings.tables.append(_by_phase(protocol, run.phases))
     return findings

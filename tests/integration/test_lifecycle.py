@@ -1,6 +1,5 @@
 """It starts every time, ends without dropping anything, and says clearly why it cannot start."""
 
-import contextlib
 import os
 import shutil
 import signal
@@ -139,13 +138,22 @@ def test_the_terminals_end_drains_it_too_and_a_second_signal_ends_it_at_once(tmp
     assert not psutil.wait_procs(family, timeout=5)[1] and not running.shared_memory()
 
 
-def test_a_start_removes_what_one_that_was_killed_has_left_and_a_signal_meanwhile_leaves_nothing(
-    tmp_path: Path,
-) -> None:
+def test_a_signal_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
+    starting = ServiceProcess(tmp_path)
+    try:
+        wait_for(lambda: any("tritonserver" in each.name() for each in starting.family()))
+        family = starting.family()
+        assert starting.stop() == 0, starting.output()
+        assert not psutil.wait_procs(family, timeout=5)[1]
+        assert os.listdir(starting.temporary) == [] and not starting.shared_memory()
+    finally:
+        starting.kill()
+
+
+def test_the_next_start_removes_what_one_that_was_killed_has_left(tmp_path: Path) -> None:
     """As in a pod: where memory runs out all processes of a container die at once, and its volumes stay."""
-    with contextlib.ExitStack() as stack:
-        killed = ServiceProcess(tmp_path)
-        stack.callback(killed.kill)
+    killed = ServiceProcess(tmp_path)
+    try:
         family = killed.wait_until_ready().family()
         assert killed.shared_memory()
         for number in (signal.SIGSTOP, signal.SIGKILL):  # so that nobody sees another one die
@@ -153,14 +161,10 @@ def test_a_start_removes_what_one_that_was_killed_has_left_and_a_signal_meanwhil
                 each.send_signal(number)
         killed.process.wait()
         left = set(os.listdir(killed.temporary))
-        starting = ServiceProcess(tmp_path, environment={"TMPDIR": str(killed.temporary)})
-        stack.callback(starting.kill)
-        wait_for(lambda: any("tritonserver" in each.name() for each in starting.family()))
-        assert left and not left & set(os.listdir(killed.temporary)) and not killed.shared_memory()
-        family = starting.family()
-        assert starting.stop() == 0, starting.output()
-        assert not psutil.wait_procs(family, timeout=5)[1]
-        assert os.listdir(killed.temporary) == [] and not starting.shared_memory()
+        with service(tmp_path, environment={"TMPDIR": str(killed.temporary)}):
+            assert left and not left & set(os.listdir(killed.temporary)) and not killed.shared_memory()
+    finally:
+        killed.kill()
 
 
 KILLED_TESTS = """
