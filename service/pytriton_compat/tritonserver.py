@@ -44,6 +44,9 @@ _ANSWER_SECONDS = 2.0
 _ADMIN_SECONDS = 20.0
 _WAITING = re.compile(rb"^nv_inference_pending_request_count\{.*\} (\d+)$", re.MULTILINE)
 _OUTPUT_BYTES = 2**16
+# Of a stub's shared memory, which then has room for two batches of photographs, the one before being let go of only
+# while the next comes in. In PyTriton's steps of 1 MB it grows for many minutes.
+_GROWTH_BYTES = 8 * 2**20
 _ADMIN_ENDPOINTS = ("shared-memory", "model-repository", "trace", "logging")
 _USER_ENDPOINTS = "inference,statistics"
 
@@ -111,6 +114,8 @@ class Tritonserver(Triton):  # type: ignore[misc]
         arguments = _ServerArguments()
         arguments.update_config(self._triton_server_config.server_args())
         arguments["log-info"] = verbose
+        self._python_backend_config["shm-growth-byte-size"] = _GROWTH_BYTES
+        arguments["backend_config"] = self._python_backend_config.to_list_args()
         tokens = {"http-restricted-api": self._access.http_token, "grpc-restricted-protocol": self._access.token}
         for name, token in tokens.items():
             if token:
