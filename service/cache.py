@@ -25,7 +25,7 @@ class EmbeddingCache:
         self._lock = threading.Lock()
 
     @staticmethod
-    def digest(data: bytes) -> bytes:
+    def digest(data: bytes | memoryview) -> bytes:
         """What an encoded image is known by. SHA-256: nobody can craft an image that is taken for another."""
         return hashlib.sha256(data).digest()
 

@@ -32,7 +32,7 @@ R = TypeVar("R")
 class Row(NamedTuple):
     """One encoded image as the client sent it."""
 
-    data: bytes
+    data: bytes | memoryview
     base64_encoded: bool
 
 
@@ -81,7 +81,7 @@ class Pipeline:
         """Each row's embedding (float32 `[D]`) or its fault, in the rows' order. A row's fault is never raised."""
         with self._metrics.batch_in_the_works():
             images = [_attempt(self._decoder.image_bytes, *row) for row in rows]
-            readable = [image for image in images if isinstance(image, bytes)]
+            readable = [image for image in images if not isinstance(image, Fault)]
             embedded = iter(self._embed_new(readable, self._cache) if self._cache else self._embed_all(readable))
             outcomes = [image if isinstance(image, Fault) else next(embedded) for image in images]
             codes = Counter(outcome.code if isinstance(outcome, Fault) else "ok" for outcome in outcomes)
@@ -89,7 +89,7 @@ class Pipeline:
                 self._metrics.answered(code, count)
             return outcomes
 
-    def _embed_new(self, images: Sequence[bytes], cache: EmbeddingCache) -> list[Outcome]:
+    def _embed_new(self, images: Sequence[bytes | memoryview], cache: EmbeddingCache) -> list[Outcome]:
         """Embed the images that the cache does not know, each of them once."""
         digests = [cache.digest(image) for image in images]
         outcomes: dict[bytes, Outcome] = {**cache.get_all(digests)}
@@ -101,7 +101,7 @@ class Pipeline:
         self._metrics.repeated(len(images) - len(new))
         return [outcomes[digest] for digest in digests]
 
-    def _embed_all(self, images: Sequence[bytes]) -> list[Outcome]:
+    def _embed_all(self, images: Sequence[bytes | memoryview]) -> list[Outcome]:
         if not images:  # no need to wait for a core
             return []
         pixels = self._encoder.room_for(len(images))
@@ -112,7 +112,7 @@ class Pipeline:
         embeddings = iter(self._encode(pixels if len(sound) == len(images) else pixels[sound]))
         return [next(embeddings) if fault is None else fault for fault in faults]
 
-    def _prepare_all(self, images: Sequence[bytes], pixels: Pixels) -> list[Fault | None]:
+    def _prepare_all(self, images: Sequence[bytes | memoryview], pixels: Pixels) -> list[Fault | None]:
         """Write each image into its place in `pixels`; the faults of those that cannot be, None for the others.
 
         This thread does so, and helpers on the rest of this batch's share of the cores.
@@ -133,7 +133,7 @@ class Pipeline:
                     helper.result()
         return faults
 
-    def _prepare(self, image: bytes, square: Pixels) -> None:
+    def _prepare(self, image: bytes | memoryview, square: Pixels) -> None:
         with self._metrics.stage("decode"):
             decoded = self._decoder.decode(image)
         with self._metrics.stage("resize"):

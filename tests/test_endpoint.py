@@ -37,7 +37,7 @@ class FakePipeline:
 
     def embed(self, rows: Sequence[Row]) -> list[Embedding | Fault]:
         self.batches.append(list(rows))
-        return [FAULTS.get(row.data) or _embedding(int(row.data), row.base64_encoded) for row in rows]
+        return [FAULTS.get(bytes(row.data)) or _embedding(int(row.data), row.base64_encoded) for row in rows]
 
 
 class FakeEncoder:

@@ -105,7 +105,7 @@ class Decoder:
         libtiff.prepare()
         AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # as of any other format: others decode meanwhile
 
-    def image_bytes(self, row: bytes, base64_encoded: bool) -> bytes:
+    def image_bytes(self, row: bytes | memoryview, base64_encoded: bool) -> bytes | memoryview:
         """One row as the client sent it -> the encoded image.
 
         Raises:
@@ -113,20 +113,21 @@ class Decoder:
         """
         if not row:
             raise EmptyInput("the row has no bytes; send one encoded image a row")
-        size = len(row) // 4 * 3 - row[-2:].count(b"=") if base64_encoded else len(row)
+        size = len(row) // 4 * 3 - bytes(row[-2:]).count(b"=") if base64_encoded else len(row)
         if size > self.max_bytes:
             raise TooManyBytes(f"the image has {size} bytes, the limit is {self.max_bytes}")
-        return _decode_base64(row) if base64_encoded else row
+        return _decode_base64(bytes(row)) if base64_encoded else row
 
-    def decode(self, data: bytes) -> DecodedImage:
+    def decode(self, image: bytes | memoryview) -> DecodedImage:
         """One encoded image -> an RGB image.
 
         Raises:
             UnsupportedFormat, TooManyPixels, CorruptImage.
             MemoryError: the machine has none left, which is no fault of the image: its size is limited.
         """
-        stripped = metadata.strip(data)
-        return self._decode_plain_jpeg(stripped) or self._decode_by_pillow(stripped, len(data))
+        # A view of a batch becomes bytes only here: not all of a large batch need be there twice.
+        stripped = metadata.strip(bytes(image))
+        return self._decode_plain_jpeg(stripped) or self._decode_by_pillow(stripped, len(image))
 
     def _decode_plain_jpeg(self, stripped: metadata.Stripped) -> DecodedImage | None:
         """By libjpeg-turbo itself; None for no plain JPEG, and for one with any damage: Pillow decides on those.

@@ -52,7 +52,7 @@ def _send(connection: socket.socket, parts: Sequence[bytes]) -> None:
 
 
 def receive_batch(connection: socket.socket) -> list[Entry] | None:
-    """What the other side has sent; None when it has closed the connection.
+    """What the other side has sent, strings as views of the message; None when it has closed the connection.
 
     Raises:
         OSError: the connection broke within a message.
@@ -111,5 +111,6 @@ def _tensor(parts: list[memoryview], dtype: str, shape: list[int]) -> npt.NDArra
     if dtype != np.dtype(np.object_).str:
         return np.frombuffer(parts[0], dtype=dtype).reshape(shape)
     tensor = np.empty(len(parts), dtype=np.object_)
-    tensor[:] = [bytes(part) for part in parts]
+    for index, part in enumerate(parts):  # all at once they would become numbers
+        tensor[index] = part
     return tensor.reshape(shape)

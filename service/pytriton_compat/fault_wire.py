@@ -25,4 +25,4 @@ def read_fault(response: Mapping[str, npt.NDArray[np.object_]]) -> tuple[str, st
     if FAULT_NAME not in response:
         return None
     status, message = response[FAULT_NAME]
-    return status.decode(), message.decode()
+    return str(status, "utf-8"), str(message, "utf-8")

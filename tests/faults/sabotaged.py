@@ -67,11 +67,11 @@ def warm_up_at_a_known_speed(self: Encoder, max_batch_size: int) -> None:
     self.image_seconds = IMAGE_SECONDS
 
 
-def sabotaged_decode(self: Decoder, data: bytes) -> DecodedImage:
+def sabotaged_decode(self: Decoder, image: bytes | memoryview) -> DecodedImage:
     """The image, until the file is there: then no thread but a lane's own comes back."""
     while _sabotage() == "hangs in a helper's hands" and threading.current_thread().name.startswith("decode"):
         time.sleep(0.05)
-    return decode(self, data)
+    return decode(self, image)
 
 
 def _hold_stderr() -> None:

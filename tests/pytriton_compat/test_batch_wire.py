@@ -32,7 +32,7 @@ def _assert_same(found: Mapping[str, Array], sent: Mapping[str, Array]) -> None:
         assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
         np.testing.assert_array_equal(found[name], tensor)
         if tensor.dtype == np.object_:
-            assert all(type(element) is bytes for element in found[name].flat)
+            assert all(type(element) is memoryview for element in found[name].flat)
 
 
 @pytest.fixture
