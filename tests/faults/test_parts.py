@@ -33,7 +33,8 @@ END_SECONDS = 20
 HANGING_ENCODER_SECONDS = 60
 AT_A_TIME = 3
 FREEZES = 3
-FREEZE_SECONDS = 1.5
+FREEZE_SECONDS = 3.5
+SHORT_FREEZE_SECONDS = 1.5
 # After a freeze, until tritonserver has found its stubs dead and another one is there, if it does.
 RESTART_SECONDS = 5
 # Of each client: without one they keep all cores busy, and of a service that is not there they ask all the time.
@@ -272,6 +273,21 @@ def _tell(family: Sequence[psutil.Process], number: signal.Signals) -> None:
     for process in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
+
+
+@pytest.mark.timeout(600)
+def test_a_short_freeze_costs_nobody_an_answer(tmp_path: Path) -> None:
+    """As where others take the processors: by itself Triton gives up a stub that has not been heard of for a second."""
+    with service(tmp_path) as running, load(running, 30) as account:
+        wait_for(lambda: len(account) > 300)
+        for stub in (process for process in running.family() if process.name() == "triton_python_backend_stub"):
+            _tell([stub], STOP)
+            time.sleep(SHORT_FREEZE_SECONDS)
+            _tell([stub], signal.SIGCONT)
+        sent = len(account)
+        wait_for(lambda: len(account) > sent + 300)
+        assert "embed_triton_restarts_total 0.0" in running.metrics(), running.output()
+    assert {each.outcome for each in account} == {"right"}, running.output()
 
 
 @pytest.mark.timeout(600)

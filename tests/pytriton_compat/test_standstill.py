@@ -37,9 +37,9 @@ def stand_still():
 def meanwhile(*steps):
     threading.Thread(target=lambda: [step() for step in steps], daemon=True).start()
 def keep_pythons_lock():
-    ctypes.PyDLL(None).usleep(1_500_000)
+    ctypes.PyDLL(None).usleep(3_500_000)
 def wait():
-    time.sleep(1.5)
+    time.sleep(3.5)
 """
 
 
@@ -49,7 +49,7 @@ def _run(*lines: str) -> int:
     with subprocess.Popen(command) as stub:
         _, status = os.waitpid(stub.pid, os.WUNTRACED)
         if os.WIFSTOPPED(status):
-            threading.Timer(1.5, stub.send_signal, (signal.SIGCONT,)).start()
+            threading.Timer(3.5, stub.send_signal, (signal.SIGCONT,)).start()
             _, status = os.waitpid(stub.pid, 0)
         stub.returncode = os.waitstatus_to_exitcode(status)
     return stub.returncode
@@ -85,3 +85,22 @@ def exit_codes() -> dict[str, int]:
 @pytest.mark.parametrize("name", STUBS)
 def test_who_stands_still_with_a_batch_is_killed(name: str, exit_codes: dict[str, int]) -> None:
     assert exit_codes[name] == STUBS[name][1]
+
+
+TRITONSERVER = f"""
+import ctypes, threading, time
+library = ctypes.CDLL({str(PRELOAD)!r}, use_errno=True)
+def in_a_second():
+    now = time.clock_gettime_ns(time.CLOCK_REALTIME) + 10**9
+    return (ctypes.c_long * 2)(now // 10**9, now % 10**9)
+answer, mutex = (ctypes.c_long * 4)(), (ctypes.c_long * 5)()
+threading.Timer(1.5, ctypes.CDLL(None).sem_post, (answer,)).start()
+assert library.sem_timedwait(answer, in_a_second()) == 0
+assert ctypes.CDLL(None).pthread_mutex_lock(mutex) == 0
+threading.Timer(1.5, ctypes.CDLL(None).pthread_mutex_unlock, (mutex,)).start()
+assert library.pthread_mutex_timedlock(mutex, in_a_second()) == 0
+"""
+
+
+def test_tritonserver_waits_for_a_stub_for_longer_than_it_says() -> None:
+    subprocess.run([sys.executable, "-c", TRITONSERVER], check=True)
