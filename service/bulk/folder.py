@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from service.client.listing import SUFFIXES, TAR, LeftOut, Place, Stamp, has_entries, places_in, walk
+from service.client.files import keep, keep_names
+from service.client.listing import SUFFIXES, TAR, LeftOut, Place, Stamp, has_entries, places_in, stamp_of, walk
 from service.client.locks import locked
-from service.client.results import keep, keep_names
 
 # In these, a file appears when it is complete, as an object. Not all of them can move one.
 _OBJECT_STORES = ("s3", "gcs", "abfs")
@@ -147,8 +147,7 @@ class Folder:
             OSError, ValueError: it is not there, or nobody can tell.
         """
         if self.is_local:
-            status = os.stat(self.path_of(name))
-            return status.st_size, status.st_mtime_ns
+            return stamp_of(os.stat(self.path_of(name)))
         info = self.filesystem.get_file_info(f"{self.path}/{name}")
         if not info.is_file:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))

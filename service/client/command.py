@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from service.client.job import Job, Sending, Unreachable
+from service.client.listing import id_of
 from service.client.locks import Busy
 from service.client.over_http import connect_http
 from service.client.progress import Progress, complain, say
@@ -73,6 +74,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     option("--in-flight", type=_positive, default=60, metavar="N", help="requests under way at a time (default: 60)")
     option("--normalize", action="store_true", help="divide each embedding by its L2 norm")
     option("--retry-failed", action="store_true", help="try again what failed in earlier runs")
+    option("--changed", action="store_true", help="embed anew what has changed since, as its file's time tells")
     option("--timeout", type=_seconds, default=900, metavar="S", help="seconds for an image, all tries (default: 900)")
     option("--request-timeout", type=_seconds, default=300, metavar="S", help="seconds for one try (default: 300)")
     option("--max-image-bytes", type=_positive, default=2**25, metavar="N", help="larger files fail (default: 32 MiB)")
@@ -118,12 +120,12 @@ async def _embed(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         served = await persist(transport.served, _FIRST_ANSWER, asyncio.Event())
         origin = Origin(served.fingerprint, options.model, str(options.normalize or served.normalize))
         folder = folder_of(options.source)
-        ids_below = os.path.realpath(folder) if folder else ""
+        ids_below = id_of(os.path.realpath(folder)) if folder else ""
         with open_results(options.out, origin, served.dimension, ids_below) as results:
             known = results.known(without_failed=options.retry_failed)
             if known:
                 say(f"going on from the {len(known):,} images that earlier runs have done")
-            earlier, images = len(known), Images(options.source, known, options.max_image_bytes)
+            earlier, images = len(known), Images(options.source, known, options.max_image_bytes, options.changed)
             sending = Sending(options.in_flight, Patience(options.timeout), options.normalize)
             job = Job(images, transport, served, results, sending)
             if number := await _run_until_signal(job):
@@ -135,9 +137,13 @@ async def _embed(options: argparse.Namespace, arguments: Sequence[str]) -> int:
             # A list may have nothing new; a folder or a pattern that had images and has none is a mount that is gone.
             if not (images.total or images.done) and (options.source != "-" or not earlier):
                 raise NothingToDo(images.left_out.instead_of_images(options.source))
+            if images.total and not images.is_there:
+                raise NothingToDo(
+                    f"none of {images.total:,} images can be read: their folders are gone, empty or closed"
+                )
             outcomes = results.finish()  # here, so that a signal ends it and nobody writes on without the lock
     gone = {each for each in outcomes.errors if not images.has(each)}
-    _report(options.out, outcomes, gone, job.progress, images)
+    _report(options, outcomes, gone, job.progress, images)
     return 1 if len(outcomes.errors) > len(gone) or images.left_out.unlisted else 0
 
 
@@ -196,10 +202,13 @@ def _end_at_signals() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _report(out: Path, outcomes: Outcomes, gone: set[str], progress: Progress, images: Images) -> None:
+def _report(
+    options: argparse.Namespace, outcomes: Outcomes, gone: set[str], progress: Progress, images: Images
+) -> None:
     rate = progress.done / progress.seconds
-    say(f"{out}: {outcomes.embedded:,} embeddings; in this run {progress.done:,} images, {rate:,.1f} a second")
+    say(f"{options.out}: {outcomes.embedded:,} embeddings; in this run {progress.done:,} images, {rate:,.1f} a second")
     if images.done:
-        say(f"left out, as done in earlier runs (changed since or not): {images.done:,} images")
+        since = "not changed since" if options.changed else "changed since or not"
+        say(f"left out, as done in earlier runs ({since}): {images.done:,} images")
     for line in (*report(outcomes.errors, gone), *images.left_out.lines()):
         say(line)

@@ -15,7 +15,7 @@ from service.client.results import PART_ROWS, Results
 from service.client.retry import GaveUp, Interrupted, Patience, persist
 from service.client.rows import Row, normalized
 from service.client.sources import Image, Images
-from service.client.transport import ImageFailed, Refused, Served, Transport, TryAgain, failure
+from service.client.transport import Embedding, ImageFailed, Refused, Served, Transport, TryAgain, failure
 
 # What a killed process loses is what was answered in these seconds.
 PART_SECONDS = 30.0
@@ -92,7 +92,7 @@ class Job:
         loop = asyncio.get_running_loop()
         while (image := await loop.run_in_executor(self._readers, self._images.read_next)) is not None:
             try:
-                row = await self._row(image)
+                row = Row(image.id, *await self._outcome(image), image.file_time)
             except Interrupted:
                 return
             self._rows.append(row)
@@ -100,19 +100,20 @@ class Job:
             if len(self._rows) >= PART_ROWS:
                 await self._save(PART_ROWS)
 
-    async def _row(self, image: Image) -> Row:
+    async def _outcome(self, image: Image) -> tuple[Embedding | None, str | None]:
+        """Its embedding, or its error."""
         if image.error is not None:
-            return Row(image.id, None, image.error)
+            return None, image.error
         async with self._slots:
             try:
                 embedding = await persist(lambda: self._transport.embed(image.data), self._sending.patience, self.stop)
             except ImageFailed as error:
-                return Row(image.id, None, str(error))
+                return None, str(error)
             except GaveUp as reason:
-                return Row(image.id, None, str(await self._blame(reason)))
+                return None, str(await self._blame(reason))
         if embedding.size != self._served.dimension:
             raise Refused(f"an embedding has {embedding.size} dimensions instead of {self._served.dimension}")
-        return Row(image.id, normalized(embedding) if self._sending.normalize else embedding, None)
+        return normalized(embedding) if self._sending.normalize else embedding, None
 
     async def _blame(self, reason: GaveUp) -> ImageFailed:
         """What an image that gets no answer has failed of, where the service answers another question.
@@ -129,10 +130,11 @@ class Job:
     async def _save(self, least: int = 0) -> None:
         """Keep what is answered, unless another service has taken the place of the one that was asked.
 
-        Nothing is done where it is fewer than `least` rows, as others have kept them meanwhile.
+        Nothing is done where it is fewer than `least` rows, as others have kept them meanwhile, or as long as no image
+        is there: it may be that a disk is missing, which no image is to blame for.
         """
         async with self._saving:
-            if len(self._rows) < least:
+            if len(self._rows) < least or not self._images.is_there:
                 return
             rows, self._rows = self._rows, []
             with contextlib.suppress(TryAgain):

@@ -27,8 +27,10 @@ _LINE_ENDS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 # Where a link leads that is broken, runs in a circle, or ends in a folder where nobody may look.
 _NOTHING = 0
 
-# What differs when a tar file has been written anew: its size in bytes, and its time in nanoseconds.
+# What differs when a file has been written anew: its size in bytes, and its time in nanoseconds.
 Stamp = tuple[int, int]
+# Some file systems know times beyond the year 2262, which Arrow's integers do not hold.
+_INT64 = 2**63 - 1
 CHANGED = "the tar file has changed since it was listed"
 ENDS_WITHIN = "the tar file ends within it"
 
@@ -173,12 +175,17 @@ def _kind(entry: os.DirEntry[str]) -> int:
         return _NOTHING
 
 
+def stamp_of(status: os.stat_result) -> Stamp:
+    """A file's, in numbers of 63 bits."""
+    return status.st_size, status.st_mtime_ns & _INT64
+
+
 def has_entries(folder: str) -> bool:
     """Whether a folder is there and not empty, which is what a place looks like where nothing is mounted any more."""
     try:
         with os.scandir(folder) as entries:
             return next(entries, None) is not None
-    except OSError:
+    except (OSError, ValueError):  # a ValueError: a name with a zero byte
         return False
 
 

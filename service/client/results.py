@@ -12,8 +12,7 @@ the parts stay, for the next run to go on from.
 import codecs
 import contextlib
 import csv
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -22,11 +21,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from service.client.files import replace, unfinished
 from service.client.locks import locked
 from service.client.rows import FORMAT, Origin, Row, schema_of, table_of
 
 PART_ROWS = 10_000
 _FOLDER = b"folder"
+_TIME = "file_time"
 
 
 class CannotWrite(Exception):
@@ -49,7 +50,7 @@ def open_results(out: Path, origin: Origin, dimension: int, folder: str = "") ->
     """The results at `out`, for one run at a time, to go on from what is there.
 
     Args:
-        folder: the path that ids are relative to; empty where they are names as they were given.
+        folder: the path that ids are relative to, as text; empty where they are names as they were given.
 
     Raises:
         CannotWrite: it has another origin, or ids of another folder, or cannot be read.
@@ -79,16 +80,22 @@ class Results:
         self._dimension = dimension
         folder = self._check(origin, folder)
         # What killed runs have left. That a name is too long shows here, too, and not when all is embedded.
-        for left in (*parts.glob(".*.unfinished"), *map(_unfinished, self._files)):
+        for left in (*parts.glob(".*.unfinished"), *map(unfinished, self._files)):
             left.unlink(missing_ok=True)
-        schema = schema_of(origin, dimension)
-        self._schema = schema.with_metadata({**schema.metadata, _FOLDER: os.fsencode(folder)})
+        schema = schema_of(origin, dimension).append(pa.field(_TIME, pa.int64()))
+        self._schema = schema.with_metadata({**schema.metadata, _FOLDER: folder})
         self._next_part = 1 + max((int(part.stem) for part in self._part_files()), default=-1)
 
-    def known(self, without_failed: bool) -> set[str]:
-        """The ids that are there."""
-        outcomes = self._outcomes()
-        return outcomes.source_of.keys() - (outcomes.errors.keys() if without_failed else ())
+    def known(self, without_failed: bool) -> dict[str, int | None]:
+        """The ids that are there, each with the time of its file, as far as that is known."""
+        known: dict[str, int | None] = {}
+        for _, table in self._tables(["id", "error", _TIME]):
+            for image_id, error, time in zip(*(column.to_pylist() for column in table.columns), strict=True):
+                if without_failed and error is not None:
+                    known.pop(image_id, None)
+                else:
+                    known[image_id] = time
+        return known
 
     def write(self, rows: Sequence[Row]) -> None:
         """A part of these rows; when it returns, they survive whatever happens."""
@@ -96,7 +103,7 @@ class Results:
             table = table_of(rows, self._schema)
             path = self._parts / f"{self._next_part:08d}.parquet"
             self._next_part += 1
-            _replace({path: lambda file: pq.write_table(table, file, **FORMAT)})
+            replace({path: lambda file: pq.write_table(table, file, **FORMAT)})
 
     def finish(self) -> Outcomes:
         """Put all rows together at `--out`."""
@@ -104,7 +111,7 @@ class Results:
         if self._is_npy:
             self._write_npy(outcomes)
         elif self._part_files():
-            _replace({self._out: lambda file: self._write_parquet(file, outcomes)})
+            replace({self._out: lambda file: self._write_parquet(file, outcomes)})
             for path in self._part_files():  # the oldest first: should this be the end, still the latest row counts
                 path.unlink()
         return outcomes
@@ -121,7 +128,7 @@ class Results:
                 raise CannotWrite(f"{path} is no parquet file: {error}") from error
             if (found := Origin.of(metadata)) != origin:
                 raise CannotWrite(f"{path} is of {found}; now it would be {origin}; choose another --out")
-            before = os.fsdecode(metadata.get(_FOLDER, b""))
+            before = metadata.get(_FOLDER, b"").decode(errors="backslashreplace")  # earlier versions wrote any bytes
             if before and folder and before != folder:
                 raise CannotWrite(f"{path} is of the folder {before}, and this is {folder}; choose another --out")
             folder = folder or before
@@ -149,10 +156,12 @@ class Results:
 
     def _tables(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, pa.Table]]:
         """All rows, a bounded number at a time, each time with the number of their source."""
+        nothing = self._schema.empty_table().select(columns or self._schema.names)
         for number, path in enumerate(self._sources()):
             with path.open("rb") as content, pq.ParquetFile(content) as file:
                 for group in range(file.num_row_groups):
-                    yield number, file.read_row_group(group, columns)
+                    rows = file.read_row_group(group, columns)  # those of earlier versions have no times
+                    yield number, pa.concat_tables([nothing, rows], promote_options="default")
 
     def _counting(self, outcomes: Outcomes, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The rows that count: of each id those of its latest source."""
@@ -179,7 +188,7 @@ class Results:
         def write_errors(file: IO[bytes]) -> None:
             csv.writer(codecs.getwriter("utf-8")(file)).writerows([("id", "error"), *outcomes.errors.items()])
 
-        _replace(dict(zip(self._files, (write_values, write_ids, write_errors), strict=True)))
+        replace(dict(zip(self._files, (write_values, write_ids, write_errors), strict=True)))
 
     def _embedded(self, outcomes: Outcomes, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         for table in self._counting(outcomes, columns):
@@ -196,40 +205,3 @@ def _of_one_size(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
             waiting = []
     if waiting:
         yield pa.concat_tables(waiting)
-
-
-def _replace(writers: Mapping[Path, Callable[[IO[bytes]], object]]) -> None:
-    """Let each function make the file at its path; they appear when all are whole, or not at all."""
-    try:
-        for path, write in writers.items():
-            with _unfinished(path).open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-        for path in writers:
-            os.replace(_unfinished(path), path)
-    finally:
-        for path in writers:
-            _unfinished(path).unlink(missing_ok=True)  # or it would keep a full disk full
-    for folder in {path.parent for path in writers}:
-        keep_names(folder)
-
-
-def _unfinished(path: Path) -> Path:
-    """Where a file is made: with a dot, as those who read all of a folder pass over such names."""
-    return path.with_name(f".{path.name}.unfinished")
-
-
-def keep_names(folder: Path) -> None:
-    """Have the names in a folder survive a power failure, where its file system can promise that."""
-    with contextlib.suppress(OSError):
-        keep(folder)
-
-
-def keep(path: Path) -> None:
-    """Have a file, or the names in a folder, survive a power failure."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,11 +20,16 @@ _EXAMPLES_A_CODE = 3
 
 
 class Row(NamedTuple):
-    """What came of an image: float32 `[D]`, or an error as `code: what is wrong`."""
+    """What came of an image: float32 `[D]`, or an error as `code: what is wrong`.
+
+    Attributes:
+        file_time: when its file was written, in nanoseconds; for a schema with such a column.
+    """
 
     id: str
     embedding: Embedding | None
     error: str | None
+    file_time: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,13 +56,14 @@ def schema_of(origin: Origin, dimension: int) -> pa.Schema:
 
 
 def table_of(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
-    """At least one row, in the columns of `schema_of`."""
+    """At least one row, in the columns of `schema_of` or of one with `file_time`."""
     dimension = schema.field("embedding").type.list_size
     # Not null: Arrow cannot read back a fixed-size list that is null.
     nothing = np.full(dimension, np.nan, np.float32)
     values = np.concatenate([nothing if row.embedding is None else row.embedding for row in rows])
     vectors = pa.FixedSizeListArray.from_arrays(values, dimension)
-    return pa.table([[row.id for row in rows], vectors, [row.error for row in rows]], schema=schema)
+    columns = {name: vectors if name == "embedding" else [getattr(row, name) for row in rows] for name in schema.names}
+    return pa.table(columns, schema=schema)
 
 
 def normalized(embedding: Embedding) -> Embedding:

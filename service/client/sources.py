@@ -30,6 +30,7 @@ from service.client.listing import (
     id_of,
     places_in,
     reason_of,
+    stamp_of,
     walk,
 )
 
@@ -46,11 +47,12 @@ class NotListed(Exception):
 
 
 class Image(NamedTuple):
-    """An image's bytes, or in one line why there are none."""
+    """An image's bytes, or in one line why there are none, and the time of its file, as far as that is known."""
 
     id: str
     data: bytes
     error: str | None = None
+    file_time: int | None = None
 
 
 class Images:
@@ -61,20 +63,24 @@ class Images:
         done: how many are left out so far, as ids that are known.
         failure: why the source cannot be listed to its end, or not be read any more, if so.
         left_out: what else the source holds.
+        is_there: whether an image was found, now or in an earlier run, or at least what should be the folder of one.
     """
 
-    def __init__(self, source: str, known: set[str], max_bytes: int) -> None:
+    def __init__(self, source: str, known: dict[str, int | None], max_bytes: int, changed: bool = False) -> None:
         """List `source`: a folder and all below it, a pattern or a file, or `-` for names on stdin, one a line.
 
-        Ids in `known` are left out; the set loses those that are listed.
+        Ids in `known` are left out, with `changed` only where their files are of the same times as there; it loses
+        those that are listed.
         """
         self.total: int | None = None
         self.done = 0
         self.failure: NotListed | None = None
         self.left_out = LeftOut()
+        self.is_there = False
         self._folder = folder_of(source)
         self._source = source
         self._known = known
+        self._changed = changed
         self._seen = set[str]()
         self._max_bytes = max_bytes
         self._read_well = ""
@@ -91,17 +97,18 @@ class Images:
             return None
         image_id, path = id_of(place.name), os.path.join(self._folder, place.file)
         try:
-            data = _read(path, place, self._max_bytes + 1)
+            data, time = _read(path, place, self._max_bytes + 1)
         except (OSError, ValueError) as error:  # a ValueError: a name with a zero byte
             if isinstance(error, OSError) and self._is_gone(path):
                 self.failure = NotListed(f"{path}: {reason_of(error)}; the others cannot be read either")
                 self.close()
                 return None
+            self.is_there = self.is_there or has_entries(_parent(path))
             return Image(image_id, b"", f"unreadable: {reason_of(error)}")
-        self._read_well = path
+        self._read_well, self.is_there = path, True
         if len(data) > self._max_bytes:
-            return Image(image_id, b"", f"too_many_bytes: over {self._max_bytes} bytes (--max-image-bytes)")
-        return Image(image_id, data)
+            return Image(image_id, b"", f"too_many_bytes: over {self._max_bytes} bytes (--max-image-bytes)", time)
+        return Image(image_id, data, None, time)
 
     def has(self, image_id: str) -> bool:
         """Whether the source has named it, so far."""
@@ -131,9 +138,10 @@ class Images:
             for place in self._listed():
                 if self._closed:
                     return
-                if (image_id := id_of(place.name)) in self._known:
-                    self._known.remove(image_id)  # one name an image in memory is enough
-                    self.done += 1
+                image_id = id_of(place.name)
+                # Not there any more: one name an image in memory is enough.
+                if image_id in self._known and not self._has_changed(place, self._known.pop(image_id)):
+                    self.done, self.is_there = self.done + 1, True
                 else:
                     self._places.put(place)
                     total += 1
@@ -142,6 +150,14 @@ class Images:
             self.failure = NotListed(f"{self._source}: {reason_of(error)}")
         finally:
             self._places.put(None)
+
+    def _has_changed(self, place: Place, time: int | None) -> bool:
+        """Whether a known image is wanted anew, as its file is of another time; what is gone stays as it is."""
+        with contextlib.suppress(OSError, ValueError):
+            if self._changed:
+                stamp = place.stamp or stamp_of(os.stat(os.path.join(self._folder, place.file)))
+                return stamp[1] != time
+        return False
 
     def _listed(self) -> Iterator[Place]:
         """Each image and each tar file once."""
@@ -191,25 +207,20 @@ def _parent(path: str) -> str:
 def _opened(path: str) -> Iterator[tuple[BinaryIO, Stamp]]:
     """A file to read. Whoever opens a pipe would wait for somebody to write to it."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        if not stat.S_ISREG((status := os.fstat(file.fileno())).st_mode):
             raise OSError(errno.EINVAL, "it is no regular file")
-        yield file, _stamp(file)
+        yield file, stamp_of(status)
 
 
-def _stamp(file: BinaryIO) -> Stamp:
-    status = os.fstat(file.fileno())
-    return status.st_size, status.st_mtime_ns
-
-
-def _read(path: str, place: Place, most: int) -> bytes:
-    """So many bytes of an image at most."""
+def _read(path: str, place: Place, most: int) -> tuple[bytes, int]:
+    """So many bytes of an image at most, and the time of its file."""
     size = most if place.size is None else min(place.size, most)
-    with _opened(path) as (file, (file_size, _)):
+    with _opened(path) as (file, (file_size, file_time)):
         file.seek(place.offset)
         data = file.read(min(size, file_size + 1))  # as Python makes room for all that is asked for
         # Asked when all is read: it may be written anew meanwhile, with another image in this one's place.
-        if place.stamp not in (None, _stamp(file)):
+        if place.stamp not in (None, stamp_of(os.fstat(file.fileno()))):
             raise OSError(errno.EINVAL, CHANGED)
     if place.size is not None and len(data) < size:
         raise OSError(errno.EINVAL, ENDS_WITHIN)
-    return data
+    return data, file_time

@@ -1,5 +1,6 @@
 """Rows as they are kept, whenever the run that keeps them ends."""
 
+import contextlib
 import errno
 import io
 import os
@@ -35,13 +36,13 @@ def test_the_latest_row_counts_wherever_the_end_of_a_run_has_been_cut_off(
 
     with open_results(out, ORIGIN, 2) as results:
         results.write([Row("a", None, "corrupt_image: it is damaged")])
-        results.write([Row("a", np.ones(2, np.float32), None)])
+        results.write([Row("a", np.ones(2, np.float32), None, 7)])
         monkeypatch.setattr(Path, "unlink", fail_at_the_second)
         with pytest.raises(OSError, match="the disk is gone"):
             results.finish()
     with open_results(out, ORIGIN, 2) as results:
         results.finish()
-    assert pq.read_table(out).to_pylist() == [{"id": "a", "embedding": [1.0, 1.0], "error": None}]
+    assert pq.read_table(out).to_pylist() == [{"id": "a", "embedding": [1.0, 1.0], "error": None, "file_time": 7}]
     assert list(tmp_path.iterdir()) == [out]
 
 
@@ -77,6 +78,32 @@ def test_a_npy_its_ids_and_its_errors_stay_of_one_run_when_the_next_one_cannot_w
         assert _contents(tmp_path) == before and len(before) == 3
         results.finish()
         assert all(_contents(tmp_path)[name] != before[name] for name in before)
+
+
+@pytest.mark.parametrize("exchanged", range(4))
+def test_a_npy_never_stands_beside_the_ids_of_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanged: int
+) -> None:
+    """Not even as many: wherever a run is killed while its files take the places of the last one's."""
+    out, exchange, left = tmp_path / "embeddings.npy", os.replace, [None] * exchanged
+
+    def fail_in_the_end(*paths: Path) -> None:
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        exchange(*paths)
+
+    with open_results(out, ORIGIN, 2) as results:
+        results.write([_row("a"), _row("bb")])
+        results.finish()
+        results.write([_row("a")])  # its image has changed
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(os, "replace", fail_in_the_end)
+            results.finish()
+        ids = Path(f"{out}.ids.txt")
+        assert not out.exists() or np.load(out)[:, 0].tolist() == [len(name) for name in ids.read_text().split()]
+        results.finish()
+    assert np.load(out)[:, 0].tolist() == [2, 1] and ids.read_text() == "bb\na\n"
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".npy"])
