@@ -42,9 +42,8 @@ def configure_logging(level: str, log_format: str) -> None:
     threading.excepthook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
     for ours in ("service", "tritonserver"):
         logging.getLogger(ours).setLevel(level.upper())
-    # These two would log the environment and the access token of tritonserver's command line.
-    for theirs in ("pytriton", "sh"):
-        logging.getLogger(theirs).setLevel(logging.ERROR)
+    # It would warn of each model's configuration that is written twice.
+    logging.getLogger("pytriton").setLevel(logging.ERROR)
 
 
 def build_handler(stream: TextIO, level: str, log_format: str) -> logging.Handler:

@@ -4,6 +4,8 @@ It must not know what the lines mean.
 """
 
 import logging
+import os
+from typing import IO
 
 logger = logging.getLogger("tritonserver")
 
@@ -11,10 +13,11 @@ logger = logging.getLogger("tritonserver")
 # could fill the log with it.
 _LEVELS = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR, "[": logging.DEBUG}
 _MOST_CHARACTERS = 500
+_MOST_BYTES = 2**16  # at a time
 
 
 class ServerLog:
-    """Takes the place of PyTriton's own, which keeps all that Triton ever prints.
+    """Makes its output lines of the log, and keeps the last one.
 
     Attributes:
         is_serving: whether its errors are errors: while it starts without a GPU, and while it drains, it prints some
@@ -31,10 +34,15 @@ class ServerLog:
         """For a message about its end."""
         return f"its last line: {self._last_line[:_MOST_CHARACTERS]}"
 
-    def add(self, output: bytes | str) -> None:
+    def follow(self, stream: IO[bytes]) -> None:
+        """Log all that comes, until its end. Whoever prints waits for this, and clients can make Triton print much."""
+        with stream:
+            while output := os.read(stream.fileno(), _MOST_BYTES):
+                self.add(output)
+
+    def add(self, output: bytes) -> None:
         """Log what has become whole lines."""
-        text = output.decode("utf-8", errors="replace") if isinstance(output, bytes) else output
-        *lines, self._line = (self._line + text).split("\n")
+        *lines, self._line = (self._line + output.decode(errors="replace")).split("\n")
         for line in filter(None, map(str.strip, lines)):
             self._last_line = line
             level = _LEVELS.get(line[0], logging.INFO) if self.is_serving else logging.DEBUG

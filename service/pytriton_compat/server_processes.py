@@ -4,10 +4,14 @@ It must not know what they serve.
 """
 
 import contextlib
+import ctypes
 import os
 import resource
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -32,51 +36,64 @@ _STACK_BYTES = 2**27
 _OPEN_FILES = 2**16
 # With half as many its start never ends, and it says nothing.
 _LEAST_OPEN_FILES = 128
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
-@contextlib.contextmanager
-def launch_conditions(preload: Path | None, libraries: Path) -> Iterator[None]:
-    """Give the processes that are started meanwhile the heaps, the stack and the open files that a server needs.
+def environment(preload: Path | None, libpython: Path, libraries: Path, largest_tensor: int) -> dict[str, str]:
+    """The variables to start a server with: this process's own, and what the server needs.
 
     Args:
-        preload: the library that they load before all others, but for those that the operator names.
-        libraries: the folder where they look for libraries before they look elsewhere.
+        preload: the library that its processes load before all others, but for those that the operator names.
+        libpython: the folder where they look for libraries first.
+        libraries: the folder where they look for them last.
+        largest_tensor: the bytes that the numbers of one input may have, for `no_huge_tensors.c`.
+    """
+    own = {**_HEAPS, "PATH": os.defpath, **os.environ}
+    return {
+        **own,
+        # A stub takes the Python that it finds first for its own.
+        "PATH": f"{sys.exec_prefix}/bin:{own['PATH']}",
+        # Here the operator's come first: of two that hand out memory, only the first one's is then used.
+        "LD_PRELOAD": _joined(own.get("LD_PRELOAD"), preload),
+        "LD_LIBRARY_PATH": _joined(libpython, own.get("LD_LIBRARY_PATH"), libraries),
+        "EMBED_LARGEST_TENSOR": str(largest_tensor),
+    }
+
+
+def _joined(*paths: Path | str | None) -> str:
+    return ":".join(str(path) for path in paths if path)
+
+
+def start(command: Sequence[str], variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a server with the stack and the open files that it needs; it is told to end when the calling thread does.
 
     Raises:
-        StartupFault: they would get too few open files.
+        StartupFault: it would get too few open files.
     """
-    for name, value in _HEAPS.items():
-        os.environ.setdefault(name, value)  # read by glibc at the start of a process, so not by this one
-    os.environ.setdefault("PATH", os.defpath)  # PyTriton takes for granted that there is one
     now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if _within(most, _LEAST_OPEN_FILES) < _LEAST_OPEN_FILES:
         raise StartupFault(f"a process may open {most} files here, and Triton needs {_LEAST_OPEN_FILES} (ulimit -Hn)")
-    stack, files = _limit(resource.RLIMIT_STACK, _STACK_BYTES), _limit(resource.RLIMIT_NOFILE, max(_OPEN_FILES, now))
-    with stack, files, _linker_paths(preload, libraries):
-        yield
+    prctl = ctypes.CDLL(None).prctl
 
+    def prepare() -> None:
+        for limit, size in ((resource.RLIMIT_STACK, _STACK_BYTES), (resource.RLIMIT_NOFILE, max(_OPEN_FILES, now))):
+            _, most = resource.getrlimit(limit)
+            resource.setrlimit(limit, (_within(most, size), most))
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
-@contextlib.contextmanager
-def _linker_paths(preload: Path | None, libraries: Path) -> Iterator[None]:
-    before = {name: os.environ.get(name, "") for name in ("LD_PRELOAD", "LD_LIBRARY_PATH")}
-    # Here the operator's come first: of two that hand out memory, only the first one's is then used.
-    os.environ["LD_PRELOAD"] = f"{before['LD_PRELOAD']}:{preload or ''}".strip(":")
-    os.environ["LD_LIBRARY_PATH"] = f"{libraries}:{before['LD_LIBRARY_PATH']}".strip(":")
-    try:
-        yield
-    finally:
-        os.environ.update(before)
-
-
-@contextlib.contextmanager
-def _limit(resource_number: int, size: int) -> Iterator[None]:
-    """Give the processes that are started meanwhile so much of a resource (of stack: a thread), or all allowed."""
-    before, most = resource.getrlimit(resource_number)
-    resource.setrlimit(resource_number, (_within(most, size), most))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource_number, (before, most))
+    return subprocess.Popen(
+        command,
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=prepare,
+        # As Python has them, which ignores SIGXFSZ: where shared memory may not grow, only that batch fails.
+        restore_signals=False,
+        # Ctrl-C in a terminal signals the whole process group, and the server would end with requests in flight while
+        # this process still wants to drain.
+        start_new_session=True,
+    )
 
 
 def limit_files(processes: Collection[psutil.Process], size: int) -> None:

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -22,18 +23,17 @@ from typing import Any
 import numpy as np
 import psutil
 from pytriton.model_config import ModelConfig, Tensor
-from pytriton.server.triton_server_config import TritonServerConfig
 from pytriton.triton import Triton, TritonConfig, TritonLifecyclePolicy, TritonSecurityConfig
-from pytriton.utils.distribution import get_stub_path
+from pytriton.utils.distribution import get_libs_path, get_stub_path
 
 from service.access import Access
-from service.errors import ServiceFailure, StartupFault
+from service.errors import ServiceFailure
 from service.process.local_client import LocalClient
 from service.pytriton_compat import host
 from service.pytriton_compat.command_line import overwrite_arguments
 from service.pytriton_compat.libpython import link_libpython
 from service.pytriton_compat.server_log import ServerLog
-from service.pytriton_compat.server_processes import launch_conditions, listens, process_tree
+from service.pytriton_compat.server_processes import environment, listens, process_tree, start
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,6 @@ _UNANSWERED = (OSError, http.client.HTTPException)
 _ANSWER_SECONDS = 2.0
 _ADMIN_SECONDS = 20.0
 _WAITING = re.compile(rb"^nv_inference_pending_request_count\{.*\} (\d+)$", re.MULTILINE)
-_OUTPUT_BYTES = 2**16
 # Of a stub's shared memory, which then has room for two batches of photographs, the one before being let go of only
 # while the next comes in. In PyTriton's steps of 1 MB it grows for many minutes.
 _GROWTH_BYTES = 8 * 2**20
@@ -51,20 +50,8 @@ _ADMIN_ENDPOINTS = ("shared-memory", "model-repository", "trace", "logging")
 _USER_ENDPOINTS = "inference,statistics"
 
 
-class _ServerArguments(TritonServerConfig):  # type: ignore[misc]
-    """PyTriton's own list of arguments breaks at the spaces within one."""
-
-    def to_args_list(self) -> list[str]:
-        return [
-            f"--{name}={value}"
-            for name, values in self.server_args().items()
-            for value in (values if isinstance(values, list | tuple) else [values])
-            if value is not None
-        ]
-
-
 class Tritonserver(Triton):  # type: ignore[misc]
-    """PyTriton's `Triton`, of which only the preparation and the start of the server are used.
+    """PyTriton's `Triton`, of which only the preparation of files and arguments is used.
 
     Attributes:
         folder: where its files are.
@@ -86,7 +73,7 @@ class Tritonserver(Triton):  # type: ignore[misc]
         self._access = access
         self._http, self._http_port = LocalClient(config.http_address, config.http_port), config.http_port
         self._metrics = LocalClient(config.metrics_address, config.metrics_port) if config.allow_metrics else None
-        self._has_ended, self._exit_code = threading.Event(), 0
+        self._process: subprocess.Popen[bytes] | None = None
         self._batch_strategy, self._preload = find_library("batchstrategy"), find_library("preload")
         if self._batch_strategy is None or self._preload is None:
             logger.warning(
@@ -102,7 +89,7 @@ class Tritonserver(Triton):  # type: ignore[misc]
             security_config=TritonSecurityConfig(access.admin_token, list(_ADMIN_ENDPOINTS)),
         )
         self.model_store: Path = self._workspace.model_store_path
-        self._triton_server_config = self._arguments(verbose)
+        self._add_arguments(verbose)
         # PyTriton's end waits, for minutes where a part is dead or still starting, and swallows a signal's exception.
         atexit.unregister(self.stop)
 
@@ -110,9 +97,8 @@ class Tritonserver(Triton):  # type: ignore[misc]
         """In PyTriton's place: what stubs that are killed leave is found by the folder's name."""
         return f"{self.folder.name}-"
 
-    def _arguments(self, verbose: bool) -> _ServerArguments:
-        arguments = _ServerArguments()
-        arguments.update_config(self._triton_server_config.server_args())
+    def _add_arguments(self, verbose: bool) -> None:
+        arguments = self._triton_server_config
         arguments["log-info"] = verbose
         self._python_backend_config["shm-growth-byte-size"] = _GROWTH_BYTES
         arguments["backend_config"] = self._python_backend_config.to_list_args()
@@ -124,7 +110,6 @@ class Tritonserver(Triton):  # type: ignore[misc]
             arguments["grpc-use-ssl"], arguments["grpc-use-ssl-mutual"] = 1, int(tls.client_ca is not None)
             arguments["grpc-server-cert"], arguments["grpc-server-key"] = tls.certificate, tls.key
             arguments["grpc-root-cert"] = tls.client_ca
-        return arguments
 
     def add_model(
         self,
@@ -155,56 +140,55 @@ class Tritonserver(Triton):  # type: ignore[misc]
         return folder
 
     def launch(self) -> None:
-        """Start it, under the conditions that it needs.
+        """Start it.
 
         Raises:
             OSError: there is no room for a file.
-            StartupFault: the system lacks a libpython or a command, or allows too few open files.
+            StartupFault: the system lacks a libpython, or allows too few open files.
         """
-        if (setsid := shutil.which("setsid")) is None:
-            raise StartupFault("the command setsid is missing; install util-linux")
-        libraries: Path = self._workspace.path / "libpython"
-        link_libpython(Path(get_stub_path(f"{sys.version_info.major}.{sys.version_info.minor}")), libraries)
-        self._tell_largest_tensor()
+        server: Path = self._prepare_triton_inference_server() / "bin" / "tritonserver"
+        _ignore_stream_errors(server)
+        libpython: Path = self._workspace.path / "libpython"
+        link_libpython(Path(get_stub_path(f"{sys.version_info.major}.{sys.version_info.minor}")), libpython)
         # Where LD_PRELOAD can name it, whose entries end at spaces and colons.
         preload = self._preload and Path(shutil.copy(self._preload, self._workspace.path / "preload.so"))
-        with launch_conditions(preload, libraries):
-            self._initialize_server()
-            # In a session of its own: Ctrl-C in a terminal signals the whole process group, and tritonserver would end
-            # with requests in flight while this process still wants to drain.
-            self._triton_server._server_path = Path(f"{setsid} {self._triton_server._server_path}")
-            self._triton_server._record_logs = self.log.add
-            _ignore_stream_errors(self._workspace.path / "tritonserver" / "bin" / "tritonserver")
-            self._run_server()
-        # PyTriton has its output read byte by byte, and each kept. Clients can make Triton print some hundred lines a
-        # second; its threads would then wait for who reads them, and nobody be answered.
-        output = self._triton_server._tritonserver_running_cmd.process._stdout_stream
-        output.bufsize, output.save_data = _OUTPUT_BYTES, False
+        variables = environment(preload, libpython, get_libs_path(), self._largest_tensor())
+        self._process = start([str(server), *self._arguments()], variables)
+        threading.Thread(target=self.log.follow, args=(self._process.stdout,), name="output", daemon=True).start()
 
-    def _tell_largest_tensor(self) -> None:
-        """Tell `no_huge_tensors.c` how many bytes the numbers of one input may have: as many as in a full batch."""
-        sizes = [
+    def _arguments(self) -> list[str]:
+        return [
+            f"--{name}={value}"
+            for name, values in self._triton_server_config.server_args().items()
+            for value in (values if isinstance(values, list | tuple) else [values])
+            if value is not None
+        ]
+
+    def _largest_tensor(self) -> int:
+        """The bytes that the numbers of one input may have: as many as in a full batch."""
+        sizes = (
             model.config.max_batch_size * math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
             for model in self._model_manager.models
             for tensor in model.inputs
-        ]
-        os.environ["EMBED_LARGEST_TENSOR"] = str(max(sizes, default=0))
+        )
+        return max(map(int, sizes))
 
     def hide_tokens(self) -> None:
         """Every user of a machine can read the command lines of its processes; this one has read its own by now."""
         tokens = [token for token in (self._access.http_token, self._security_config.access_token) if token]
         try:
-            overwrite_arguments(self._triton_server._tritonserver_running_cmd.pid, tokens)
+            for process in self.processes()[:1]:
+                overwrite_arguments(process.pid, tokens)
         except OSError as error:
             logger.warning("the tokens stay visible on tritonserver's command line: %s", error.strerror)
 
     def is_running(self) -> bool:
         """Whether it was started and has not ended."""
-        return bool(self._is_alive_impl())
+        return self._process is not None and self._process.poll() is None
 
     def processes(self) -> list[psutil.Process]:
         """It and all below it: its stubs, and the process that keeps their shared memory; none where it has ended."""
-        return process_tree(self._triton_server._tritonserver_running_cmd.pid) if self.is_running() else []
+        return process_tree(self._process.pid) if self._process and self.is_running() else []
 
     def reports(self, health: str, seconds: float = _ANSWER_SECONDS) -> bool:
         """Whether it says within so many seconds that it is `live` or `ready`."""
@@ -240,15 +224,11 @@ class Tritonserver(Triton):  # type: ignore[misc]
             raise ServiceFailure(f"tritonserver could not be asked to finish its requests: {error}") from error
         return status == 200
 
-    def _on_tritonserver_exit(self, *arguments: Any) -> None:
-        """In PyTriton's place, which would end this process with success."""
-        *_, self._exit_code = arguments
-        self._has_ended.set()
-
     def how_it_ended(self) -> str:
         """Its exit code or signal, as soon as that is known, and what it said last."""
-        self._has_ended.wait(_ANSWER_SECONDS)
-        code = self._exit_code
+        code = 0
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = self._process.wait(_ANSWER_SECONDS) if self._process else 0
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return f"{how}; {self.log.last_words}"
 

@@ -10,21 +10,41 @@ import pytest
 
 from service.errors import StartupFault
 from service.process.ports import check_ports_are_free
-from service.pytriton_compat.server_processes import is_gone, launch_conditions, listens
+from service.pytriton_compat.server_processes import environment, is_gone, listens, start
 
 
-@pytest.mark.parametrize("own", ["", "own.so"])
-def test_a_servers_library_comes_after_the_operators_and_is_for_it_alone(
-    monkeypatch: pytest.MonkeyPatch, own: str
+@pytest.mark.parametrize(
+    ("own", "preload", "preloaded", "searched"),
+    [
+        ("", None, "", "first:last"),
+        ("", Path("ours.so"), "ours.so", "first:last"),
+        ("own.so", None, "own.so", "first:own.so:last"),
+        ("own.so", Path("ours.so"), "own.so:ours.so", "first:own.so:last"),
+    ],
+)
+def test_a_servers_library_comes_after_the_operators(
+    monkeypatch: pytest.MonkeyPatch, own: str, preload: Path | None, preloaded: str, searched: str
 ) -> None:
     """Of two that hand out memory, the second one must not be used: the first one takes it back."""
     monkeypatch.setenv("LD_PRELOAD", own)
     monkeypatch.setenv("LD_LIBRARY_PATH", own)
-    for library, expected in ((Path("ours.so"), [own, "ours.so"]), (None, [own])):
-        with launch_conditions(library, Path("ours")):
-            assert os.environ["LD_PRELOAD"] == ":".join(filter(None, expected))
-            assert os.environ["LD_LIBRARY_PATH"] == ":".join(filter(None, ["ours", own]))
-        assert os.environ["LD_PRELOAD"] == os.environ["LD_LIBRARY_PATH"] == own
+    variables = environment(preload, Path("first"), Path("last"), 7)
+    assert (variables["LD_PRELOAD"], variables["LD_LIBRARY_PATH"]) == (preloaded, searched)
+
+
+def test_a_server_heeds_what_the_operator_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "9")
+    monkeypatch.setenv("PATH", "/opt/bin")
+    variables = environment(None, Path("first"), Path("last"), 7)
+    assert (variables["MALLOC_ARENA_MAX"], variables["PATH"]) == ("9", f"{sys.exec_prefix}/bin:/opt/bin")
+
+
+def test_a_server_does_not_end_of_a_file_that_is_larger_than_it_may_be(tmp_path: Path) -> None:
+    """Its shared memory is one."""
+    write = 'ulimit -f 0; echo x > "$0"; echo it goes on'
+    process = start(["sh", "-c", write, str(tmp_path / "file")], os.environ)
+    output, _ = process.communicate(timeout=60)
+    assert (output.splitlines()[-1:], process.returncode) == ([b"it goes on"], 0)
 
 
 # It listens, and its memory takes a while to be given back when it is killed.
@@ -55,5 +75,5 @@ def test_a_killed_process_is_gone_when_its_port_is_free() -> None:
 def test_too_few_open_files_are_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """tritonserver would start for ever."""
     monkeypatch.setattr("resource.getrlimit", lambda _: (64, 64))
-    with pytest.raises(StartupFault, match="may open 64 files"), launch_conditions(None, Path("ours")):
-        pass
+    with pytest.raises(StartupFault, match="may open 64 files"):
+        start(["true"], {})

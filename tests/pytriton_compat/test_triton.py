@@ -101,7 +101,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SupervisedTriton:
         monkeypatch.setattr(triton._server, name, part)
     monkeypatch.setattr(room, "limit_files", lambda *_: None)
     monkeypatch.setattr(tritonserver, "listens", lambda *_: True)
-    triton._server.log.add("E1128 no such file\n")
+    triton._server.log.add(b"E1128 no such file\n")
     return triton
 
 
