@@ -21,7 +21,8 @@ from service.cores import Cores
 from service.errors import ServiceFailure, StartupFault
 from service.front_end import Parts, serve_by_triton
 from service.health.statistics_request import StatisticsRequest
-from service.metrics import Metrics, metrics_endpoint
+from service.metrics import Metrics
+from service.metrics_endpoint import metrics_endpoint
 from service.model.encoder import Encoder
 from service.process.local_client import LocalClient
 from service.process.ports import check_ports_are_free, free_ports

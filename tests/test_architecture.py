@@ -11,8 +11,8 @@ ALLOWED = {
     "__init__": set[str](),
     "__main__": {"settings", "process", "logs", "errors", "server", "fetch"},
     "server": {
-        "settings", "assembly", "model", "front_end", "pytriton_compat", "errors", "cores", "metrics", "access",
-        "health", "process", "__version__",
+        "settings", "assembly", "model", "front_end", "pytriton_compat", "errors", "cores", "metrics",
+        "metrics_endpoint", "access", "health", "process", "__version__",
     },
     "front_end": {
         "access", "settings", "assembly", "model", "pipeline", "endpoint", "pytriton_compat", "metrics", "health",
@@ -37,7 +37,8 @@ ALLOWED = {
     "cores": set[str](),
     "errors": set[str](),
     "logs": set[str](),
-    "metrics": {"access", "process"},
+    "metrics": set[str](),
+    "metrics_endpoint": {"access", "metrics", "process"},
     "process": {"errors"},
     "pytriton_compat": {"access", "errors", "process", "pytriton_compat"},
 }  # fmt: skip
