@@ -18,7 +18,7 @@ from pytriton.model_config import DynamicBatcher, ModelConfig, QueuePolicy, Tens
 from pytriton.model_config.common import TimeoutAction
 from pytriton.triton import TritonConfig
 
-from service.access import Access
+from service.access import Access, bearer
 from service.assembly import by_device
 from service.endpoint import Parameters, embed_image, embed_pixel_values
 from service.health.canary import Canary
@@ -55,7 +55,6 @@ class Parts(NamedTuple):
         facts: what the service is, told to clients in the models' configuration.
         http: the address where Triton listens for HTTP.
         metrics_port: the port of the loopback interface where Triton's own measurements are.
-        client: asks at `http`.
     """
 
     settings: Settings
@@ -67,8 +66,6 @@ class Parts(NamedTuple):
     facts: Mapping[str, str]
     http: tuple[str, int]
     metrics_port: int
-    client: LocalClient
-    statistics_request: StatisticsRequest
 
 
 def serve_by_triton(parts: Parts, shutdown: threading.Event, start_seconds: float) -> None:
@@ -81,18 +78,20 @@ def serve_by_triton(parts: Parts, shutdown: threading.Event, start_seconds: floa
     """
     # Triton itself notices a taken port only after two minutes.
     check_ports_are_free(parts.settings.host, _front_ports(parts.settings))
+    client = LocalClient(*parts.http, bearer(parts.access.http_token))
+    statistics_request = StatisticsRequest(client, parts.settings.model_alias, parts.encoders[0].image_size)
     with contextlib.ExitStack() as stack:
         triton = _build_triton(parts, stack.enter_context(new_workspace()))
         stack.callback(triton.stop)
-        _bind_models(triton, parts)
+        _bind_models(triton, parts, statistics_request.mark)
         if not triton.start(shutdown, start_seconds):
             return
         _announce(parts)
         images = _lanes(parts) * parts.settings.max_batch_size
-        canary = Canary(parts.known, parts.client, by_device(parts.pipelines))
-        watchdog = Watchdog(triton, parts.encoders, images, parts.metrics, parts.client, canary)
+        canary = Canary(parts.known, client, by_device(parts.pipelines))
+        watchdog = Watchdog(triton, parts.encoders, images, parts.metrics, client, canary)
         free_memory = FreeMemory(lambda: triton.batches("embed_image"))
-        looks = (watchdog.look, parts.statistics_request.send, free_memory.look)
+        looks = (watchdog.look, statistics_request.send, free_memory.look)
         _watch(looks, shutdown)
         _wind_down(parts, triton, looks)
 
@@ -135,8 +134,11 @@ def _stub_bytes(parts: Parts) -> int:
     return parts.settings.max_batch_size * max(text, pixels) + _STUB_SPARE_BYTES
 
 
-def _bind_models(triton: SupervisedTriton, parts: Parts) -> None:
-    """`embed_image` in several lanes a device, and the PIXEL_VALUES model in one; both tell the facts to clients."""
+def _bind_models(triton: SupervisedTriton, parts: Parts, own_mark: str) -> None:
+    """`embed_image` in several lanes a device, and the PIXEL_VALUES model in one; both tell the facts to clients.
+
+    `own_mark` is the `embed_model` of the service's own requests to the latter.
+    """
     settings, encoders = parts.settings, parts.encoders
     defaults = Parameters(settings.default_base64_encoded, settings.default_normalize, settings.model_alias)
     side, outputs = encoders[0].image_size, [Tensor(name="EMBEDDING", dtype=np.float32, shape=(encoders[0].dimension,))]
@@ -144,7 +146,7 @@ def _bind_models(triton: SupervisedTriton, parts: Parts) -> None:
     config = _model_config(settings, lanes)
     triton.bind(
         settings.model_alias,
-        [embed_pixel_values(encoder, defaults, parts.statistics_request.mark) for encoder in encoders],
+        [embed_pixel_values(encoder, defaults, own_mark) for encoder in encoders],
         [Tensor(name="PIXEL_VALUES", dtype=np.float32, shape=(3, side, side))],
         outputs,
         config=config,

@@ -15,12 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from service import __version__
-from service.access import Access, GrpcTls, bearer, check_tls, read_token
+from service.access import Access, GrpcTls, check_tls, read_token
 from service.assembly import build_pipelines, known_embedding, load_encoders
 from service.cores import Cores
 from service.errors import ServiceFailure, StartupFault
 from service.front_end import Parts, serve_by_triton
-from service.health.statistics_request import StatisticsRequest
 from service.metrics import Metrics
 from service.metrics_endpoint import metrics_endpoint
 from service.model.encoder import Encoder
@@ -57,11 +56,7 @@ def serve(settings: Settings) -> None:
     known = known_embedding(pipelines)
     http_port, metrics_port = free_ports(2, settings.ports.values())
     http = _http_address(settings, http_port)
-    client = LocalClient(*http, bearer(access.http_token))
-    statistics_request = StatisticsRequest(client, settings.model_alias, preprocessor.size)
-    parts = Parts(
-        settings, access, encoders, pipelines, known, metrics, facts, http, metrics_port, client, statistics_request
-    )
+    parts = Parts(settings, access, encoders, pipelines, known, metrics, facts, http, metrics_port)
     with contextlib.ExitStack() as stack:
         if settings.metrics_port:
             check_ports_are_free(settings.host, {"metrics_port": settings.metrics_port})  # another may have started

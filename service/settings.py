@@ -29,7 +29,6 @@ _PREFIX = "SERVICE_"
 _PILLOW_MAX_PIXELS = 178_956_970
 # torch takes no leading zero, and reads what is over 127 as another number.
 _INDEX = r":(0|[1-9]\d?)"
-
 # The largest number that Triton's configuration holds.
 _INT32 = 2**31 - 1
 
@@ -203,10 +202,7 @@ def load_settings(arguments: Sequence[str]) -> Settings:
         settings = Settings(**command_line)
         if settings.config is not None:
             settings = Settings(**command_line, **_read_file(settings.config))
-        _refuse_unusable_ports(settings)
-        _refuse_half_of_tls(settings)
-        if settings.max_queue_delay_us >= 1000 * settings.queue_timeout_ms:
-            raise StartupFault("max_queue_delay_us must be less than queue_timeout_ms, or requests wait for their end")
+        _refuse_contradictions(settings)
         return settings
     except SettingsError as error:
         raise StartupFault(str(error).removeprefix("error parsing CLI: ")) from error
@@ -241,18 +237,17 @@ def _read_file(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _refuse_unusable_ports(settings: Settings) -> None:
+def _refuse_contradictions(settings: Settings) -> None:
     if not (settings.http_port or settings.grpc_port):
         raise StartupFault("http_port and grpc_port are both off: nobody could reach the service")
     if len(set(settings.ports.values())) < len(settings.ports):
         raise StartupFault(f"two ports are the same: {settings.ports}")
-
-
-def _refuse_half_of_tls(settings: Settings) -> None:
     if (settings.grpc_tls_cert is None) != (settings.grpc_tls_key is None):
         raise StartupFault("grpc_tls_cert and grpc_tls_key are given together or not at all")
     if settings.grpc_tls_client_ca and not settings.grpc_tls_cert:
         raise StartupFault("grpc_tls_client_ca needs grpc_tls_cert and grpc_tls_key")
+    if settings.max_queue_delay_us >= 1000 * settings.queue_timeout_ms:
+        raise StartupFault("max_queue_delay_us must be less than queue_timeout_ms, or requests wait for their end")
 
 
 def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:

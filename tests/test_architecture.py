@@ -12,7 +12,7 @@ ALLOWED = {
     "__main__": {"settings", "process", "logs", "errors", "server", "fetch"},
     "server": {
         "settings", "assembly", "model", "front_end", "pytriton_compat", "errors", "cores", "metrics",
-        "metrics_endpoint", "access", "health", "process", "__version__",
+        "metrics_endpoint", "access", "process", "__version__",
     },
     "front_end": {
         "access", "settings", "assembly", "model", "pipeline", "endpoint", "pytriton_compat", "metrics", "health",

@@ -15,8 +15,6 @@ from service.pipeline import Embedding, Row
 from service.pytriton_compat.lane import Request
 from service.settings import load_settings
 
-OWN_MARK = "0123456789abcdef"
-
 
 class Device:
     """A pipeline and an encoder in one: an embedding is the device's number, then whether the row was base64."""
@@ -41,10 +39,10 @@ def _bound(*arguments: str) -> dict[str, SimpleNamespace]:
         models[name] = SimpleNamespace(infer=infer, inputs=inputs, outputs=outputs, **rest)
 
     devices, settings = [Device(0), Device(1)], load_settings(arguments)
-    own = {"facts": {"device": "a, b"}, "metrics": Metrics(), "statistics_request": SimpleNamespace(mark=OWN_MARK)}
+    own = {"facts": {"device": "a, b"}, "metrics": Metrics()}
     triton: Any = SimpleNamespace(bind=bind)
     parts: Any = SimpleNamespace(settings=settings, encoders=devices, pipelines=devices, **own)
-    _bind_models(triton, parts)
+    _bind_models(triton, parts, "own mark")
     return models
 
 

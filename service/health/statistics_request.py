@@ -18,8 +18,8 @@ class StatisticsRequest:
     """Sends the request.
 
     Attributes:
-        mark: the `embed_model` that it asks for. It is another one in each process, so that no client can send it and
-            have a refusal that the log does not tell.
+        mark: the `embed_model` that it asks for: a random one, so that no client can send it and have a refusal that
+            the log does not tell.
     """
 
     def __init__(self, client: LocalClient, model: str, image_size: int) -> None:
