@@ -1,5 +1,6 @@
 """What every row of the report needs: rounds, a device, load generators and a line of progress."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import TypeVar
 import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from perf import machine
 from perf.findings import NotMeasured
 from perf.load.client import Load, LoadResult, OwnClient
 from perf.load.perf_analyzer import PerfAnalyzer
@@ -39,6 +41,11 @@ class Bench:
     own_client: OwnClient
     perf_analyzer: PerfAnalyzer | None
     quick: bool
+
+    @property
+    def shared_cores(self) -> float:
+        """Those for which the service competes with what puts it under load; on a GPU nobody takes what it needs."""
+        return machine.cores() if self.device.type == "cpu" else math.inf
 
     def alternate(self, name: str, sides: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
         """Measure each side once a round, one after the other: for each side its samples, one a round.

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -41,10 +42,6 @@ def _growth(table: Table) -> Plot:
     return plot
 
 
-def _stages(table: Table) -> Plot:
-    return _bars(table, "ms", "milliseconds that an image costs")
-
-
 def _soak(table: Table) -> Plot:
     plot = Plot(figsize=(9, 5))
     panels = {
@@ -74,10 +71,6 @@ def _over_time(table: Table, column: str) -> tuple[list[float], list[float]]:
     return minutes, samples
 
 
-def _peers(table: Table) -> Plot:
-    return _bars(table, "images/s", "images/s")
-
-
 def _bars(table: Table, column: str, label: str) -> Plot:
     plot = Plot(figsize=(7, 0.6 + 0.35 * len(table.points)))
     axes = plot.subplots()
@@ -92,4 +85,9 @@ def _medians(table: Table, column: str) -> list[float]:
     return [statistics.median(point[column]) for point in table.points.values()]
 
 
-_PLOTS: dict[str, Callable[[Table], Plot]] = {"growth": _growth, "stages": _stages, "soak": _soak, "peers": _peers}
+_PLOTS: dict[str, Callable[[Table], Plot]] = {
+    "growth": _growth,
+    "stages": partial(_bars, column="ms", label="milliseconds that an image costs"),
+    "soak": _soak,
+    "peers": partial(_bars, column="images/s", label="images/s"),
+}

@@ -94,7 +94,11 @@ class Service:
         Raises:
             NotMeasured: it has ended instead.
         """
-        self._wait_until_answered(0, "/v2/health/ready")
+        deadline = self._started + _START_SECONDS
+        while not self._is_ready():
+            if self._process.poll() is not None or time.perf_counter() > deadline:
+                raise NotMeasured(f"the service did not start: {self._last_line()}")
+            time.sleep(0.01)
         self.start_seconds = time.perf_counter() - self._started
 
     def end(self) -> int:
@@ -144,15 +148,11 @@ class Service:
         url = f"http://{self.host.address}:{self._ports[port]}{path}"
         return self.host.call(partial(_read, url))
 
-    def _wait_until_answered(self, port: int, path: str) -> None:
-        deadline = time.perf_counter() + _START_SECONDS
-        while True:
-            with contextlib.suppress(OSError):
-                self._get(port, path)
-                return
-            if self._process.poll() is not None or time.perf_counter() > deadline:
-                raise NotMeasured(f"the service did not start: {self._last_line()}")
-            time.sleep(0.01)
+    def _is_ready(self) -> bool:
+        with contextlib.suppress(OSError):
+            self._get(0, "/v2/health/ready")
+            return True
+        return False
 
     def _last_line(self) -> str:
         return self._log.read_text(errors="replace").strip().split("\n")[-1][:300]

@@ -54,9 +54,10 @@ class Sample:
         return pixels
 
 
+@functools.cache
 def sample(name: str) -> Sample:
     """The awkward image of that name, one of `NAMES`."""
-    return _sample(name)
+    return _MAKERS[name]()
 
 
 @functools.cache
@@ -409,7 +410,6 @@ _MAKERS: dict[str, Callable[[], Sample]] = {
     "one_pixel": _one_pixel,
     "vast": _vast,
 }
-_sample = functools.cache(lambda name: _MAKERS[name]())
 
 NAMES = tuple(_MAKERS)
 """The awkward images by name."""

@@ -20,8 +20,9 @@ import numpy as np
 from PIL import Image
 
 from perf import images
+from perf.embeddings import Embeddings, cosines
 from perf.load.protocols import JSON, RAW, grpc_request, json_body, with_length
-from perf.load.wire import NOTHING, Answer, Embeddings, Wire
+from perf.load.wire import NOTHING, Answer, Wire
 
 _LEAST_COSINE = 0.999
 _MOST_ROWS = 8
@@ -53,7 +54,7 @@ class Photographs:
     def __init__(self, expected: Embeddings) -> None:
         """`expected`: float32 `[4, D]`, what the service gave for each when it was alone."""
         self._pictures = images.shipped()
-        self._expected = _unit(expected)
+        self._expected = expected
         self._numbers = itertools.count()
 
     @classmethod
@@ -70,16 +71,11 @@ class Photographs:
         return cls(np.concatenate([answer.embeddings for answer in answers]))
 
     def take(self, count: int) -> tuple[list[bytes], Embeddings]:
-        """The next JPEGs, and the unit vectors (float32 `[count, D]`) that must come back."""
+        """The next JPEGs, and the embeddings (float32 `[count, D]`) that must come back, but for their length."""
         numbers = list(itertools.islice(self._numbers, count))
         indices = [number % len(self._pictures) for number in numbers]
         jpegs = [images.distinct(self._pictures[index], number) for index, number in zip(indices, numbers, strict=True)]
         return jpegs, self._expected[indices]
-
-
-def _unit(embeddings: Embeddings) -> Embeddings:
-    unit: Embeddings = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    return unit
 
 
 def _judge(answer: Answer, expected: Embeddings) -> Outcome:
@@ -91,9 +87,9 @@ def _judge(answer: Answer, expected: Embeddings) -> Outcome:
         raise WrongAnswer(f"{answer.status}: {answer.message}"[:200])
     if answer.embeddings.shape != expected.shape:
         raise WrongAnswer(f"embeddings of shape {answer.embeddings.shape}, not {expected.shape}")
-    cosines = (_unit(answer.embeddings) * expected).sum(axis=1)
-    if not cosines.min() >= _LEAST_COSINE:
-        raise WrongAnswer(f"an embedding of another image (cosine {cosines.min():.4f})")
+    cosine = cosines(answer.embeddings, expected).min()
+    if not cosine >= _LEAST_COSINE:
+        raise WrongAnswer(f"an embedding of another image (cosine {cosine:.4f})")
     return Outcome.ANSWERED
 
 

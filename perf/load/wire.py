@@ -13,12 +13,10 @@ from typing import Any, NamedTuple
 import aiohttp
 import grpc  # type: ignore[import-untyped]
 import numpy as np
-import numpy.typing as npt
 from tritonclient.grpc import service_pb2_grpc
 
+from perf.embeddings import Embeddings
 from perf.load.protocols import RAW, Target
-
-Embeddings = npt.NDArray[np.float32]
 
 _TIMEOUT_SECONDS = 60.0
 _STATUS = {"OK": 200, "INVALID_ARGUMENT": 400, "NOT_FOUND": 404, "INTERNAL": 500, "UNAVAILABLE": 503}

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from perf.embeddings import Embeddings, cosines
 from perf.findings import NotMeasured
 from perf.hosts import Host
 from perf.machine import REPOSITORY
 from service.demo.drawings import COLOURS, SHAPES, draw
-
-Embeddings = npt.NDArray[np.float32]
 
 _END_SECONDS = 300.0
 # The size of a batch changes the last bits; the nearest of other drawings is at 0.80.
@@ -106,7 +104,8 @@ class ClientProcess:
         ids, rows = (_ids(self._out), np.load(self._out)) if self._out.exists() else ([], self._pictures.embeddings[:0])
         numbers = [int(Path(name).stem) for name in ids]
         once = sum(count == 1 for count in Counter(numbers).values())
-        wrong = _count_wrong(rows, self._pictures.embeddings[np.array(numbers, int) % len(self._pictures.paths)])
+        expected = self._pictures.embeddings[np.array(numbers, int) % len(self._pictures.paths)]
+        wrong = int(np.count_nonzero(~(cosines(rows, expected) >= _LEAST_COSINE)))
         return Account(self._process.returncode, self.given, self.given - once, wrong, self._said())
 
     def check_alive(self) -> None:
@@ -133,9 +132,3 @@ def _client(source: str, url: str, out: Path) -> Sequence[str]:
 
 def _ids(out: Path) -> list[str]:
     return Path(f"{out}.ids.txt").read_text().splitlines()
-
-
-def _count_wrong(rows: Embeddings, expected: Embeddings) -> int:
-    products = np.einsum("nd,nd->n", rows, expected, dtype=np.float64)
-    lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(expected, axis=1)
-    return int(np.count_nonzero(~(products >= _LEAST_COSINE * lengths)))

@@ -3,17 +3,16 @@
 import time
 from collections.abc import Sequence
 from functools import partial
-from itertools import combinations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from perf import images, machine
 from perf.bench import Bench
+from perf.embeddings import cosines
 from perf.findings import Figure, Findings, NotMeasured, Table
 from perf.in_process import BASE, DEMO, SO400M, Components, Pixels, Prepare, encoding, images_per_second
 from service.settings import load_settings
@@ -72,11 +71,11 @@ def _pixel_figure(side: int, ours: Pixels, plain: Pixels) -> Figure:
 
 
 def _cosine_figure(components: Components, ours: Pixels, plain: Pixels) -> Figure:
-    left, right = (_unit(components.encoder.encode(pixels)) for pixels in (ours, plain))
-    others = [float(right[a] @ right[b]) for a, b in combinations(range(len(right)), 2)]
+    left, right = (components.encoder.encode(pixels) for pixels in (ours, plain))
+    others = [cosines(right, np.roll(right, turn, axis=0)).max() for turn in range(1, len(right))]
     note = "base-224 with random weights, float32, the lowest of all"
     note += f"; between different photographs up to {max(others):.4f}" if others else ""
-    lowest = float((left * right).sum(axis=1).min())
+    lowest = float(cosines(left, right).min())
     return Figure("embedding cosine", "exact", [lowest], at_least=0.999, note=note)
 
 
@@ -119,11 +118,6 @@ def fp8(bench: Bench) -> Findings:
             name = f"{checkpoint.name}, {layers} in FP8"
             findings.figures.append(Figure(name, "exact", [lowest], at_least=0.999, note=note))
     return findings
-
-
-def _unit(embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    unit: npt.NDArray[np.float32] = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    return unit
 
 
 def decoding(bench: Bench) -> Findings:

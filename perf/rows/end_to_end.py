@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from perf import images, machine
+from perf import images
 from perf.bench import IN_FLIGHT, Bench
 from perf.findings import Figure, Findings, NotMeasured, number
 from perf.in_process import BASE, DEMO, SO400M, Checkpoint, Components, bare_loops, encoder_alone
@@ -52,9 +52,8 @@ def _efficiency(bench: Bench, checkpoint: Checkpoint) -> Findings:
 
     components = Components(checkpoint, bench.device)
     with bench.service(*checkpoint.arguments) as service:
-        alone = _without_the_idle_service(
-            service, encoder_alone(components, batch, bench.seconds), _shared_cores(bench)
-        )
+        alone = encoder_alone(components, batch, bench.seconds)
+        alone = _without_the_idle_service(service, alone, bench.shared_cores)
         served: Sides = {name: partial(end_to_end, protocol) for name, protocol in _PROTOCOLS.items()}
         samples = bench.alternate(f"efficiency, {checkpoint.name}", {**served, **alone})
     way = _best(samples, alone)
@@ -84,11 +83,11 @@ def overhead(bench: Bench) -> Findings:
             return results[name][-1].images_per_second
 
         loops = bare_loops(components, images.workload(), IN_FLIGHT, bench.seconds)
-        loops = _without_the_idle_service(service, loops, _shared_cores(bench))
+        loops = _without_the_idle_service(service, loops, bench.shared_cores)
         served: Sides = {name: partial(end_to_end, name) for name in _PROTOCOLS}
         samples = bench.alternate("overhead", {**served, **loops})
     way = _best(samples, loops)
-    figures = [_overhead_figure(name, results[name], samples[way], _shared_cores(bench)) for name in _PROTOCOLS]
+    figures = [_overhead_figure(name, results[name], samples[way], bench.shared_cores) for name in _PROTOCOLS]
     raw = [Figure(f"{name}, with the client", "ratio", samples[name], samples[way]) for name in _PROTOCOLS]
     return Findings(figures + raw, notes=[f"The better bare loop: {way}."])
 
@@ -133,11 +132,6 @@ def _without_the_idle_service(service: Service, sides: Sides, cores: float) -> S
         return discounted(rate, taken, cores)
 
     return {name: partial(measured, measure) for name, measure in sides.items()}
-
-
-def _shared_cores(bench: Bench) -> float:
-    """The cores for which this process and the service compete; on a GPU nobody takes what the encoder needs."""
-    return machine.cores() if bench.device.type == "cpu" else math.inf
 
 
 def _latency_ms(bench: Bench, service: Service, protocol: str) -> float:

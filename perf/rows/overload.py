@@ -1,7 +1,6 @@
 """The row about more load than the service can bear: what it still answers, and how soon it is itself again."""
 
 import asyncio
-import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from perf import images, machine
+from perf import images
 from perf.bench import IN_FLIGHT, Bench
 from perf.findings import Figure, Findings, NotMeasured, Table
 from perf.in_process import BASE, SO400M
@@ -111,17 +110,15 @@ def _usual(bench: Bench, service: Service) -> float:
 
 def _round(bench: Bench, default: Service, bounded: Service) -> dict[str, float]:
     usual, target = _usual(bench, default), bounded.target(_PROTOCOL)
-    # On a GPU the generators take nothing that the encoder needs.
-    cores = machine.cores() if bench.device.type == "cpu" else math.inf
     seconds = _QUICK_FLOOD_SECONDS if bench.quick else _FLOOD_SECONDS
     saturating, parts = _start(bench, target, _TIMES_SATURATING * usual, seconds * _SHARE_SATURATING)
-    best = _ends(list(parts), saturating, cores)
+    best = _ends(list(parts), saturating, bench.shared_cores)
     before = asyncio.run(_milliseconds_alone(target))
     flood, parts = _start(bench, target, _TIMES_CAPACITY * usual, seconds)
     memory = _memory_mb_until(flood.begin + seconds, bounded, seconds / 60)
     time.sleep(_RECOVERY_SECONDS)
     after = asyncio.run(_milliseconds_alone(target))
-    ends = _ends(list(parts), flood, cores)
+    ends = _ends(list(parts), flood, bench.shared_cores)
     return {
         "usual images/s": usual,
         "best images/s": best["images/s in the flood"],

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend
 
+from perf.embeddings import cosines
 from service.cores import Cores
 from service.metrics import Metrics
 from service.model import encoder as encoder_room
@@ -25,7 +26,6 @@ from service.pipeline import Pipeline, Row
 from service.preprocessing.decode import Decoder
 from service.preprocessing.preprocess import Preprocessor
 from tests import images
-from tests.cosines import cosines
 
 pytestmark = [
     pytest.mark.gpu,

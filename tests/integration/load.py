@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import requests
 
-from tests.cosines import cosines
+from perf.embeddings import cosines
 from tests.integration.clients import RAW_HEADERS, Embeddings, post_raw, read_raw_answer
 from tests.integration.reference import photographs
 from tests.integration.service_process import ServiceProcess

@@ -2,8 +2,6 @@
 
 import functools
 import io
-import json
-from base64 import b64decode
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +10,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from transformers import SiglipImageProcessorPil, SiglipVisionModel
+
+from perf.images import shipped
 
 REPOSITORY = Path(__file__).parents[2]
 CHECKPOINT = REPOSITORY / "service" / "demo" / "checkpoint"
@@ -22,8 +22,7 @@ Embeddings = npt.NDArray[np.float32]
 @functools.cache
 def photographs() -> tuple[bytes, ...]:
     """The JPEGs of the load test."""
-    content = json.loads((REPOSITORY / "perf" / "data" / "base64.json").read_text())
-    return tuple(b64decode(entry["INPUT_IMAGE"][0]) for entry in content["data"])
+    return tuple(shipped())
 
 
 @functools.cache

@@ -10,8 +10,8 @@ import requests
 import tritonclient.grpc
 from PIL import Image
 
+from perf.embeddings import cosines
 from service.client.command import main as embed_many
-from tests.cosines import cosines
 from tests.integration import reference
 from tests.integration.clients import (
     EMBED_BY,

@@ -14,7 +14,7 @@ import tritonclient.grpc
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-from tests.cosines import cosines
+from perf.embeddings import cosines
 from tests.images import png_chunk, png_header
 from tests.integration.clients import base64_text, post_json, post_raw, read_raw_answer, triton_input
 from tests.integration.reference import photographs

@@ -48,9 +48,8 @@ class Http(NamedTuple):
     status: int | None
     message: str  # the beginning of the error; empty for an embedding
     body: bytes
-    headers: Mapping[str, str] = MappingProxyType(
-        {}
-    )  # Content-Length is added where neither it nor Transfer-Encoding is among them
+    # Content-Length is added where neither it nor Transfer-Encoding is among them.
+    headers: Mapping[str, str] = MappingProxyType({})
     path: str = INFER
     method: str = "POST"
     half_closed: bool = False  # the client says that no more will come

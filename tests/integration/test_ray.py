@@ -18,11 +18,11 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from perf.embeddings import cosines
 from service.bulk.embedder import Embedder
 from service.cores import Cores
 from service.demo.drawings import draw
 from service.settings import load_settings
-from tests.cosines import cosines
 from tests.integration.service_process import wait_for
 
 pytest.importorskip("ray", reason="Ray is not installed")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from perf import photographs
-from tests.cosines import cosines
+from perf.embeddings import cosines
 from tests.integration.reference import embed
 
 Pixels = npt.NDArray[np.uint8]
