@@ -10,7 +10,6 @@ from perf.findings import Figure, NotEnoughSamples, Table, number
 from perf.plots import draw
 from perf.results import Results, Row, read_results
 
-_README = Path(__file__).parent / "README.md"
 _BLOCK = re.compile(r"(<!-- results -->\n).*(<!-- /results -->)", re.DOTALL)
 _SAYS_LITTLE = re.compile(r"\((R|TM)\)|\b(AMD|Intel|NVIDIA|Processor|CPU|with)\b")
 _TARGET = "target (missed: **bold**)"
@@ -31,8 +30,8 @@ def write_report(results: Results, folder: Path, titles: dict[str, tuple[str, st
     return path
 
 
-def write_readme(folder: Path, titles: dict[str, tuple[str, str]], readme: Path = _README) -> None:
-    """Rewrite the README's results from all in `folder`, which lies beside it; what was measured last comes first."""
+def write_readme(folder: Path, titles: dict[str, tuple[str, str]]) -> None:
+    """Rewrite the results in the README beside `folder` from all that is in there; measured last comes first."""
     everywhere = [read_results(path) for path in folder.glob("*.json")]
     everywhere.sort(key=lambda results: max(row.conditions["date"] for row in results.rows.values()), reverse=True)
     machines = [f"- {_short_name(results)}: {_about(results)}" for results in everywhere]
@@ -41,6 +40,7 @@ def write_readme(folder: Path, titles: dict[str, tuple[str, str]], readme: Path 
     drawn = (sorted(folder.glob(f"{results.name}-*.svg")) for results in everywhere)
     plots = [f"![{plot.stem}]({folder.name}/{plot.name})" for plot in next(filter(None, drawn), [])]
     block = "\n".join([*machines, "", *table, "", *plots])
+    readme = folder.parent / "README.md"
     readme.write_text(_BLOCK.sub(lambda old: f"{old[1]}{block}\n{old[2]}", readme.read_text()))
 
 

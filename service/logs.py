@@ -14,7 +14,6 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
@@ -104,12 +103,11 @@ class RateLimit(logging.Filter):
     code. Safe to use from several threads.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock` gives seconds."""
+    def __init__(self) -> None:
+        """The first minute begins."""
         super().__init__()
-        self._clock = clock
         self._lock = threading.Lock()
-        self._started = clock()
+        self._started = time.monotonic()
         self._seen: Counter[object] = Counter()
         self._suppressed: Counter[object] = Counter()
 
@@ -117,8 +115,8 @@ class RateLimit(logging.Filter):
         """Whether the record is among the first of its kind in this minute."""
         kind = record.name, record.levelno, str(record.msg), getattr(record, "code", "")
         with self._lock:
-            if self._clock() - self._started >= _WINDOW_SECONDS:
-                self._started = self._clock()
+            if time.monotonic() - self._started >= _WINDOW_SECONDS:
+                self._started = time.monotonic()
                 self._seen.clear()
             self._seen[kind] += 1
             if self._seen[kind] > RECORDS_A_MINUTE:

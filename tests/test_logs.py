@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -100,14 +101,12 @@ def test_an_exception_without_words_or_frames_is_named_all_the_same() -> None:
     assert event["message"] == "nothing was raised"
 
 
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds of a clock that a test moves on."""
+    now = [1000.0]
+    monkeypatch.setattr("service.logs.time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
 
 
 def _record(template: str = "%d", level: int = logging.ERROR, name: str = "service.room", **extra: object) -> Any:
@@ -116,14 +115,13 @@ def _record(template: str = "%d", level: int = logging.ERROR, name: str = "servi
     return record
 
 
-def test_few_records_a_minute_pass_and_the_next_tells_of_the_others() -> None:
-    clock = Clock()
-    limit = RateLimit(clock)
+def test_few_records_a_minute_pass_and_the_next_tells_of_the_others(now: list[float]) -> None:
+    limit = RateLimit()
     passed = [limit.filter(_record()) for _ in range(RECORDS_A_MINUTE + 5)]
     assert passed == [True] * RECORDS_A_MINUTE + [False] * 5
-    clock.now += 59.9
+    now[0] += 59.9
     assert not limit.filter(_record())
-    clock.now += 0.1
+    now[0] += 0.1
     first, second = _record(), _record()
     assert limit.filter(first) and limit.filter(second)
     assert first.suppressed == 6 and not hasattr(second, "suppressed")
@@ -141,8 +139,9 @@ def test_few_records_a_minute_pass_and_the_next_tells_of_the_others() -> None:
     ],
     ids=str,
 )
+@pytest.mark.usefixtures("now")
 def test_a_flood_of_one_kind_costs_no_other_kind_its_lines(other: dict[str, Any]) -> None:
-    limit = RateLimit(Clock())
+    limit = RateLimit()
     flood = [limit.filter(_record()) for _ in range(1000)]
     assert sum(flood) == RECORDS_A_MINUTE
     assert limit.filter(_record(**other))
@@ -156,9 +155,8 @@ class Interruptible(str):
         return super().__hash__()
 
 
-def test_many_threads_together_are_limited_like_one() -> None:
-    clock, passed, name = Clock(), list[bool](), Interruptible("service.room")
-    limit = RateLimit(clock)
+def test_many_threads_together_are_limited_like_one(now: list[float]) -> None:
+    limit, passed, name = RateLimit(), list[bool](), Interruptible("service.room")
 
     def flood() -> None:
         passed.extend(limit.filter(_record(name=name)) for _ in range(500))
@@ -169,7 +167,7 @@ def test_many_threads_together_are_limited_like_one() -> None:
     for thread in threads:
         thread.join()
     assert sum(passed) == RECORDS_A_MINUTE
-    clock.now += 60
+    now[0] += 60
     last = _record()
     assert limit.filter(last) and last.suppressed == 4000 - RECORDS_A_MINUTE
 

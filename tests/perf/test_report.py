@@ -77,7 +77,7 @@ def test_the_readme_opens_with_the_results_of_all_machines_side_by_side(results:
         write_report(each, folder, TITLES)
     readme.write_text("# Top\n<!-- results -->\nold\n<!-- /results -->\nrest\n")
     for _ in range(2):
-        write_readme(folder, TITLES, readme)
+        write_readme(folder, TITLES)
         assert readme.read_text().splitlines() == [
             "# Top",
             "<!-- results -->",
