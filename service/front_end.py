@@ -76,8 +76,9 @@ def serve_by_triton(parts: Parts, shutdown: threading.Event, start_seconds: floa
         TritonFailure: it has failed; nothing of it is left.
         ServiceFailure: another part has failed.
     """
-    # Triton itself notices a taken port only after two minutes.
-    check_ports_are_free(parts.settings.host, _front_ports(parts.settings))
+    # Triton itself notices a taken port only after two minutes. That of the metrics is taken: by the service itself.
+    front_ports = {name: port for name, port in parts.settings.ports.items() if name != "metrics_port"}
+    check_ports_are_free(parts.settings.host, front_ports)
     client = LocalClient(*parts.http, bearer(parts.access.http_token))
     statistics_request = StatisticsRequest(client, parts.settings.model_alias, parts.encoders[0].image_size)
     with contextlib.ExitStack() as stack:
@@ -94,17 +95,6 @@ def serve_by_triton(parts: Parts, shutdown: threading.Event, start_seconds: floa
         looks = (watchdog.look, statistics_request.send, free_memory.look)
         _watch(looks, shutdown)
         _wind_down(parts, triton, looks)
-
-
-def _defaults(settings: Settings) -> dict[str, str]:
-    """What becomes of requests without parameters, for clients that send none."""
-    names = ("default_base64_encoded", "default_normalize")
-    return {name: str(getattr(settings, name)).lower() for name in names}
-
-
-def _front_ports(settings: Settings) -> dict[str, int]:
-    """Those where tritonserver listens for clients."""
-    return {name: port for name, port in settings.ports.items() if name != "metrics_port"}
 
 
 def _build_triton(parts: Parts, workspace: Path) -> SupervisedTriton:
@@ -142,8 +132,11 @@ def _bind_models(triton: SupervisedTriton, parts: Parts, own_mark: str) -> None:
     settings, encoders = parts.settings, parts.encoders
     defaults = Parameters(settings.default_base64_encoded, settings.default_normalize, settings.model_alias)
     side, outputs = encoders[0].image_size, [Tensor(name="EMBEDDING", dtype=np.float32, shape=(encoders[0].dimension,))]
-    lanes, facts = _lanes(parts), {**parts.facts, **_defaults(settings)}
+    lanes = _lanes(parts)
     config = _model_config(settings, lanes)
+    # What becomes of requests without parameters, for clients that send none.
+    told = {name: str(getattr(settings, name)).lower() for name in ("default_base64_encoded", "default_normalize")}
+    facts = {**parts.facts, **told}
     triton.bind(
         settings.model_alias,
         [embed_pixel_values(encoder, defaults, own_mark) for encoder in encoders],

@@ -55,7 +55,8 @@ def serve(settings: Settings) -> None:
     shutdown = _shutdown_on_signals()
     known = known_embedding(pipelines)
     http_port, metrics_port = free_ports(2, settings.ports.values())
-    http = _http_address(settings, http_port)
+    # Where Triton's HTTP is off, the service itself still needs it, on loopback.
+    http = (settings.host, settings.http_port) if settings.http_port else ("127.0.0.1", http_port)
     parts = Parts(settings, access, encoders, pipelines, known, metrics, facts, http, metrics_port)
     with contextlib.ExitStack() as stack:
         if settings.metrics_port:
@@ -147,8 +148,3 @@ def _shutdown_on_signals() -> threading.Event:
     for number in numbers:
         signal.signal(number, on_signal)
     return shutdown
-
-
-def _http_address(settings: Settings, own_port: int) -> tuple[str, int]:
-    """Where Triton listens for HTTP. Where it is off, the service itself still needs it, on loopback."""
-    return (settings.host, settings.http_port) if settings.http_port else ("127.0.0.1", own_port)
