@@ -1,7 +1,5 @@
 """The embedded checkpoint and what it was made with: drawings, training run, and the quality of the embeddings."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 `python -m service.demo.drawings red circle > drawing.jpg` draws one.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ The images and captions are drawn here, so neither a data set nor a model hub is
 `tests/test_demo.py` and `tests/integration/test_demo_checkpoint.py`, whose drawings it has not seen.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import logging
