@@ -48,7 +48,7 @@ def sabotaged_service(folder: Path, batch: int, *limits: str) -> Iterator[tuple[
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServiceProcess, Path]]:
     """One with little room before its lane, started as most systems do: with few open files, more for the asking."""
-    limits = ("--max-queue-size", str(QUEUE), "--queue-timeout-ms", "1000")
+    limits = ("--max-queue-size", str(QUEUE), "--queue-timeout-ms", "1000", "--max-image-bytes", "1000000")
     with contextlib.ExitStack() as stack:
         with open_files(USUAL_OPEN_FILES):
             started = stack.enter_context(sabotaged_service(tmp_path_factory.mktemp("narrow"), BATCH, *limits))
@@ -67,6 +67,15 @@ def test_clients_that_say_nothing_take_nobodys_place(narrow: tuple[ServiceProces
                 stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60))
             assert post_raw(running, photographs()[0]).status_code == 200
         assert "embed_triton_restarts_total 0.0" in running.metrics()
+
+
+def test_a_request_for_which_shared_memory_may_not_grow_is_the_end_of_nothing_else(
+    narrow: tuple[ServiceProcess, Path],
+) -> None:
+    running, _ = narrow
+    family, answer = running.family(), post_raw(running, bytes(280 * 2**20))
+    assert answer.status_code == 500 and "Failed to increase the shared memory pool size" in answer.text
+    assert running.family() == family
 
 
 def test_a_flood_is_refused_at_once_and_what_is_taken_is_answered(narrow: tuple[ServiceProcess, Path]) -> None:
