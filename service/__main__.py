@@ -12,7 +12,6 @@ from service.logs import configure_logging
 from service.process.environment import prepare_environment
 from service.process.ports import check_ports_are_free
 from service.process.signals import ending_signals
-from service.settings import load_settings, readable_log_format
 
 logger = logging.getLogger("service")
 
@@ -27,6 +26,9 @@ def main() -> int:
     for number in ending_signals():
         # Until `serve` sets its own there is nothing to clean up, and threads may be loading what takes long.
         signal.signal(number, lambda *_: os._exit(0))
+    # Only now: it takes a while to import, in which a signal would be lost on a container's process 1.
+    from service.settings import load_settings, readable_log_format
+
     try:
         settings = load_settings(sys.argv[1:])
     except StartupFault as fault:

@@ -43,6 +43,20 @@ sys.modules["service.server"] = SimpleNamespace(serve=serve)
 __main__.main()
 """
 
+# What the settings are read by takes longer to import than all that comes before.
+SIGNALLED_EARLY = """
+import os, signal, sys
+
+class SignalAtTheSettings:
+    def find_spec(self, name, *_):
+        if name == "service.settings":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+sys.meta_path.insert(0, SignalAtTheSettings())
+from service.__main__ import main
+main()
+"""
+
 
 @pytest.fixture
 def unread() -> Iterator[int]:
@@ -81,6 +95,12 @@ def test_a_wrong_setting_is_told_by_the_exit_code_also_where_the_log_is_on_a_ful
         command = [sys.executable, "-m", "service", "--lanes", "x"]
         ended = subprocess.run(command, stderr=full, cwd=REPOSITORY, check=False)
     assert ended.returncode == 2
+
+
+def test_a_signal_while_it_reads_its_settings_ends_it_as_any_other() -> None:
+    """On a container's process 1 one without a handler would be lost."""
+    ended = subprocess.run([sys.executable, "-c", SIGNALLED_EARLY], cwd=REPOSITORY, check=False)
+    assert ended.returncode == 0
 
 
 def test_sockets_of_ours_do_not_become_standard_streams_that_were_closed() -> None:

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -207,6 +208,10 @@ class SupervisedTriton:
             with contextlib.suppress(psutil.NoSuchProcess):
                 self._processes[0].send_signal(signal.SIGINT)
         end(processes, were_told=self._drained)
+        for path in self._server.model_store.glob("*/1/*.sock"):
+            # A lane or a pulse whose stub has never come would wait for it for ever. The others do not listen any more.
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as stub:
+                stub.connect(str(path))
 
 
 def _make_unloadable_model(folder: Path) -> None:

@@ -35,7 +35,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return ctypes.CDLL(str(target))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def new_batch(library: ctypes.CDLL) -> NewBatch:
     """Makes a batch, which makes rounds: each asks for one request after another whether it is to be included."""
     pointers = [ctypes.c_void_p() for _ in range(10)]  # a new batch never has the pointer of the one before

@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -198,6 +199,20 @@ def test_a_workspace_that_lies_too_deep_for_a_socket_is_refused(tmp_path: Path) 
     tensors = [Tensor(name="X", dtype=np.float32, shape=(1,))]
     with pytest.raises(StartupFault, match="is too long a path for a socket; set TMPDIR to a shorter one"):
         _triton(deep, 1).bind("model", [lambda _: []], tensors, tensors, ModelConfig(), {})
+
+
+def test_nobody_waits_for_a_stub_of_a_server_that_never_started_it() -> None:
+    tensors = [Tensor(name="X", dtype=np.float32, shape=(1,))]
+    # Not below pytest's folders, which lie too deep for a socket.
+    with tempfile.TemporaryDirectory(prefix="test-") as folder:
+        triton = _triton(Path(folder), 1)
+        triton.bind("model", [lambda _: [], lambda _: []], tensors, tensors, ModelConfig(), {})
+        waiting = [*triton._lanes, *triton._pulses]
+        assert len(waiting) == 4 and all(thread.is_alive() for thread in waiting)
+        triton.stop()
+        for thread in waiting:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in waiting)
 
 
 @pytest.mark.parametrize("was_let_go", [True, False])
