@@ -136,7 +136,8 @@ def _bind_models(triton: SupervisedTriton, parts: Parts, own_mark: str) -> None:
     config = _model_config(settings, lanes)
     # What becomes of requests without parameters, for clients that send none.
     told = {name: str(getattr(settings, name)).lower() for name in ("default_base64_encoded", "default_normalize")}
-    facts = {**parts.facts, **told}
+    # None that is empty: over gRPC, JSON leaves out its value, and PyTriton's own client breaks at that.
+    facts = {name: fact for name, fact in {**parts.facts, **told}.items() if fact}
     triton.bind(
         settings.model_alias,
         [embed_pixel_values(encoder, defaults, own_mark) for encoder in encoders],

@@ -7,6 +7,7 @@ Comes in: a TOML file, the environment (`SERVICE_...`) and the command line, the
 import argparse
 import contextlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -28,7 +29,7 @@ _PREFIX = "SERVICE_"
 # Pillow refuses larger images by itself.
 _PILLOW_MAX_PIXELS = 178_956_970
 # torch takes no leading zero, and reads what is over 127 as another number.
-_INDEX = r":(0|[1-9]\d?)"
+_INDEX = r":(0|[1-9][0-9]?)"
 # The largest number that Triton's configuration holds.
 _INT32 = 2**31 - 1
 
@@ -36,8 +37,17 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 def _background(value: str) -> str:
-    if value != "none":
-        ImageColor.getrgb(value)
+    try:
+        if value != "none":
+            ImageColor.getrgb(value)
+        return value
+    except ValueError as error:
+        raise ValueError("it must be none, the name of a colour, or #rrggbb") from error
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(rf"auto|cpu|cuda({_INDEX})?(,cuda{_INDEX})*", value):
+        raise ValueError("it must be auto, cpu, cuda, or a list such as cuda:0,cuda:1")
     return value
 
 
@@ -50,6 +60,8 @@ def _ipv4_address(value: str) -> str:
 
 
 def _model_alias(value: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*", value, re.ASCII):
+        raise ValueError("it must be of letters, digits and ._-, and begin with none of .-")
     if value.lower() in ("embed_image", "draining"):
         raise ValueError("this name is taken by the service itself")
     return value
@@ -85,16 +97,17 @@ class Settings(BaseSettings):
     )
     model_alias: Annotated[str, AfterValidator(_model_alias)] = Field(
         "siglip",
-        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$",
         description="name of the served model: the one value of the parameter embed_model, and the PIXEL_VALUES model",
     )
-    device: str = Field(
-        "auto",
-        pattern=rf"^(auto|cpu|cuda({_INDEX})?(,cuda{_INDEX})*)$",
-        description="auto, cpu, cuda, or a list such as cuda:0,cuda:1",
+    device: Annotated[str, AfterValidator(_device)] = Field(
+        "auto", description="cpu, cuda (the first GPU), auto (that, or else cpu), or a list such as cuda:0,cuda:1"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="what the model computes in; auto is bfloat16 where the device has units for it"
+        "auto",
+        description=(
+            "what the model computes in; auto is bfloat16 where the device has units for it, else float16 on CUDA,"
+            " float32 on a CPU"
+        ),
     )
     host: Annotated[str, AfterValidator(_ipv4_address)] = Field(
         "127.0.0.1", description="IPv4 address that all ports listen on; 0.0.0.0 for all interfaces"

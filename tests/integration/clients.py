@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import requests
 import tritonclient.grpc
 import tritonclient.grpc.aio
 import tritonclient.http
 import tritonclient.http.aio
 from pytriton.client import ModelClient
+from pytriton.client.warnings import NotSupportedTimeoutWarning
 
 from tests.integration.service_process import ServiceProcess
 
@@ -115,11 +117,21 @@ def embed_triton_grpc_async(service: ServiceProcess, images: Sequence[bytes]) ->
     return _embed_triton_async(tritonclient.grpc, service.grpc_port, images)
 
 
-def embed_model_client(service: ServiceProcess, images: Sequence[bytes]) -> Embeddings:
-    """PyTriton's own client, given objects: numpy's fixed-width bytes lose trailing zeros."""
-    with ModelClient(service.url, "embed_image") as client:
+def _embed_model_client(url: str, images: Sequence[bytes]) -> Embeddings:
+    with ModelClient(url, "embed_image") as client:
         result: Embeddings = client.infer_batch(INPUT_IMAGE=_tensor(images))["EMBEDDING"]
         return result
+
+
+def embed_model_client(service: ServiceProcess, images: Sequence[bytes]) -> Embeddings:
+    """PyTriton's own client, given objects: numpy's fixed-width bytes lose trailing zeros."""
+    return _embed_model_client(service.url, images)
+
+
+def embed_model_client_grpc(service: ServiceProcess, images: Sequence[bytes]) -> Embeddings:
+    """PyTriton's own client over gRPC, which reads the model's configuration before it asks."""
+    with pytest.warns(NotSupportedTimeoutWarning):
+        return _embed_model_client(f"grpc://127.0.0.1:{service.grpc_port}", images)
 
 
 EMBED_BY: dict[str, Callable[[ServiceProcess, Sequence[bytes]], Embeddings]] = {
@@ -130,4 +142,5 @@ EMBED_BY: dict[str, Callable[[ServiceProcess, Sequence[bytes]], Embeddings]] = {
     "tritonclient http aio": embed_triton_http_async,
     "tritonclient grpc aio": embed_triton_grpc_async,
     "ModelClient": embed_model_client,
+    "ModelClient grpc": embed_model_client_grpc,
 }
