@@ -350,6 +350,16 @@ def _tiff_gray(bits: int, photometric: int) -> Sample:
     return Sample(data + bytes(4), "TIFF", _opaque(np.dstack([gray] * 3)))
 
 
+def _tiff_gray_premultiplied() -> Sample:
+    """Gray that is multiplied by its alpha already."""
+    alpha = _alpha(62, 44)
+    stored = np.minimum(picture(62, 44, 28)[..., 0], alpha)
+    data = encode(Image.fromarray(np.dstack([stored, alpha])), "TIFF")
+    unassociated, associated = (struct.pack("<HHIHH", 338, 3, 1, kind, 0) for kind in (2, 1))
+    gray = (stored * 255.0 // np.maximum(alpha, 1)).astype(np.uint8)
+    return Sample(data.replace(unassociated, associated), "TIFF", np.dstack([gray] * 3 + [alpha]))
+
+
 def _avif() -> Sample:
     rgb = picture(94, 62, 21)
     return Sample(encode(Image.fromarray(rgb), "AVIF", quality=90), "AVIF", _opaque(rgb), _LOSSY)
@@ -406,6 +416,7 @@ _MAKERS: dict[str, Callable[[], Sample]] = {
     "tiff_gray_12_bit": lambda: _tiff_gray(12, 1),
     "tiff_gray_16_bit": lambda: _tiff_gray(16, 1),
     "tiff_gray_16_bit_white_is_zero": lambda: _tiff_gray(16, 0),
+    "tiff_gray_premultiplied": _tiff_gray_premultiplied,
     **({"avif": _avif} if features.check("avif") else {}),
     "one_pixel": _one_pixel,
     "vast": _vast,

@@ -38,6 +38,10 @@ _TORCH_FILTERS: Mapping[Image.Resampling, Callable[..., torch.Tensor]] = {
     Image.Resampling.BILINEAR: torch._C._nn._upsample_bilinear2d_aa,
     Image.Resampling.BICUBIC: torch._C._nn._upsample_bicubic2d_aa,
 }
+# What turns an image's height into its width.
+_ON_SIDE = (
+    Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270, Image.Transpose.TRANSPOSE, Image.Transpose.TRANSVERSE,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -128,17 +132,40 @@ class Preprocessor:
             upright = _turn(Image.fromarray(pixels), transpose)
             square[...] = np.asarray(upright.resize((self.size, self.size), self.resample))
         else:
-            self._resize_into(square, pixels, extent)
+            self._resize_into(square, pixels, extent, self._is_height_first(extent, transpose))
             if transpose is not None:  # the small result is turned at a fraction of the cost of turning the image
                 square[...] = np.asarray(_turn(Image.fromarray(square), transpose))
 
+    def _is_height_first(self, extent: tuple[float, float], transpose: Image.Transpose | None) -> bool:
+        """Whether Pillow, of the upright image, resizes first what is the height here.
+
+        That of a tall and narrow image it does first, of any other the width; in the other order the two passes neither
+        round nor clip alike.
+        """
+        width, height = extent[::-1] if transpose in _ON_SIDE else extent
+        is_tall = height - self.size > 2 * max(width - self.size, 0)
+        return is_tall != (transpose in _ON_SIDE)
+
     def _resize_into(
-        self, square: npt.NDArray[np.uint8], pixels: npt.NDArray[np.uint8], extent: tuple[float, float]
+        self,
+        square: npt.NDArray[np.uint8],
+        pixels: npt.NDArray[np.uint8],
+        extent: tuple[float, float],
+        is_height_first: bool,
+    ) -> None:
+        scales = self.size / extent[1], self.size / extent[0]
+        if is_height_first:
+            low = np.empty((self.size, *pixels.shape[1:]), np.uint8)
+            self._filter_into(low, pixels, (scales[0], 1.0))
+            pixels, scales = low, (1.0, scales[1])
+        self._filter_into(square, pixels, scales)
+
+    def _filter_into(
+        self, target: npt.NDArray[np.uint8], pixels: npt.NDArray[np.uint8], scales: tuple[float, float]
     ) -> None:
         """One operator, which writes where the result belongs: each lets go of the GIL, and must get it back."""
-        scales = self.size / extent[1], self.size / extent[0]
-        side = [self.size, self.size]
-        _TORCH_FILTERS[self.resample](_channels_first(pixels), side, False, *scales, out=_channels_first(square))
+        size = target.shape[:2]
+        _TORCH_FILTERS[self.resample](_channels_first(pixels), size, False, *scales, out=_channels_first(target))
 
 
 def _channels_first(pixels: npt.NDArray[np.uint8]) -> torch.Tensor:

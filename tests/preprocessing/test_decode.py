@@ -271,6 +271,12 @@ HOSTILE: dict[str, tuple[bytes, bool, type[ClientFault], str]] = {
         UnsupportedFormat,
         "samples stored",
     ),
+    "planes of gray and alpha, premultiplied": (
+        _planar_tiff(picture(4, 4)[..., :2], 1, extra=1),
+        False,
+        UnsupportedFormat,
+        "samples stored",
+    ),
     "planes of colour and another": (
         _planar_tiff(np.zeros((4, 4, 4), np.uint8), extra=0),
         False,
