@@ -174,12 +174,17 @@ def bare_loops(
     """Plain loops over `jpegs` without a server, each with its measurement in images/s."""
     jpegs = jpegs[:batch]
 
-    def whole_batch() -> int:
-        return len(components.single_core_encoder.encode(components.batch(jpegs, components.prepare_plainly)))
+    def whole_batches() -> float:
+        encoder = components.single_core_encoder  # here, or each of the threads would make one of its own
+
+        def whole_batch() -> int:
+            return len(encoder.encode(components.batch(jpegs, components.prepare_plainly)))
+
+        return images_per_second([whole_batch] * machine.cores(), seconds)
 
     return {
         "threads that decode ahead of one that encodes": lambda: _decoded_ahead(components, jpegs, seconds),
-        "threads that do all for their own batch": lambda: images_per_second([whole_batch] * machine.cores(), seconds),
+        "threads that do all for their own batch": whole_batches,
     }
 
 

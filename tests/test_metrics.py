@@ -9,7 +9,7 @@ from prometheus_client import generate_latest
 from service.metrics import Metrics
 
 
-def test_the_oldest_stage_in_the_works_is_known() -> None:
+def test_the_oldest_stage_in_the_works_is_known_and_how_long_each_took() -> None:
     metrics = Metrics()
     assert metrics.longest_stage() == 0
     with metrics.stage("encode"):
@@ -17,6 +17,7 @@ def test_the_oldest_stage_in_the_works_is_known() -> None:
         with metrics.stage("decode"):
             assert metrics.longest_stage() > first > 0
     assert metrics.longest_stage() == 0
+    assert (metrics.registry.get_sample_value("embed_stage_seconds_sum", {"stage": "encode"}) or 0) > first
 
 
 def test_a_canarys_age_counts_from_its_last_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,10 +47,11 @@ def test_memory_is_read_at_each_scrape_and_left_out_where_there_is_no_such_numbe
 
 def test_the_service_and_its_process_are_described() -> None:
     metrics = Metrics()
+    value = metrics.registry.get_sample_value
+    assert value("embed_images_total", {"code": "ok"}) == 0, "rate() sees nothing of what begins with its first event"
     metrics.encoder_failed()
     metrics.triton_restarted()
     metrics.serves(version="1.2", fingerprint="0123abc")
-    value = metrics.registry.get_sample_value
     assert value("embed_service_info", {"version": "1.2", "fingerprint": "0123abc"}) == 1
     assert value("embed_encoder_failures_total") == value("embed_triton_restarts_total") == 1
     assert (value("process_resident_memory_bytes") or 0) > 1e6

@@ -97,6 +97,9 @@ def test_a_scrape_is_tritons_text_followed_by_ours(triton: LocalClient) -> None:
         ("embed_busy_lanes",): 1,
         ("embed_batch_images_count",): 1,
         ("embed_batch_images_sum",): 3,
+        ("embed_batch_images_bucket", "2.0"): 0,
+        ("embed_batch_images_bucket", "4.0"): 1,
+        ("embed_batch_images_bucket", "4096.0"): 1,
         ("embed_stage_seconds_count", "decode"): 0,  # not over yet
         ("embed_stage_seconds_count", "resize"): 0,
         ("embed_stage_seconds_count", "encode"): 1,

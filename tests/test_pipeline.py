@@ -21,7 +21,7 @@ from service.metrics import Metrics
 from service.pipeline import Embedding, Pipeline, PixelEncoder, Row
 from service.preprocessing.decode import Decoder
 from service.preprocessing.preprocess import Preprocessor
-from tests.images import SMALL_NAMES, encode, sample
+from tests.images import SMALL_NAMES, encode, oriented, sample
 
 SIDE = 8
 BAD: list[tuple[Row, type[Fault]]] = [
@@ -50,6 +50,13 @@ class MeanColour(Roomy):
         self.batches.append(len(pixels))
         means: Embedding = pixels.mean(axis=(1, 2)).astype(np.float32)
         return means
+
+
+class Unchanged(Roomy):
+    """An embedding is the pixels themselves."""
+
+    def encode(self, pixels: npt.NDArray[np.uint8]) -> Embedding:
+        return pixels.reshape(len(pixels), -1).astype(np.float32)
 
 
 class Broken(Roomy):
@@ -140,6 +147,14 @@ def test_faults_leave_nothing_for_the_garbage_collection(threads: ThreadPoolExec
     assert faults
     while any(fault() for fault in faults):
         assert time.monotonic() < deadline
+
+
+def test_an_image_is_embedded_upright(threads: ThreadPoolExecutor) -> None:
+    """Orientation 6 is that of a camera that was held upright: its image is to be turned clockwise."""
+    outcomes = _pipeline(Unchanged(), threads).embed([Row(oriented(each).data, False) for each in (1, 6)])
+    as_stored, upright = (np.reshape(outcome, (SIDE, SIDE, 3)) for outcome in outcomes)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(upright, np.rot90(as_stored, -1))
+    assert not np.array_equal(upright, as_stored)
 
 
 def test_helpers_and_cores_change_no_bit(threads: ThreadPoolExecutor) -> None:

@@ -146,7 +146,8 @@ class Encoder:
     def _warm_up_cuda(self, max_batch_size: int) -> int:
         most = min(max_batch_size, self._most_at_once)
         self._launcher.submit(self._record, most).result()
-        self._prove(most)
+        for size in _doubling(most):
+            self._prove(size)
         # Prepared pixels are not recorded: their batches take memory beside the recordings'.
         self._run_batch(torch.zeros((most, 3, self.image_size, self.image_size)))
         self._time_batch(max_batch_size)
@@ -168,13 +169,13 @@ class Encoder:
         pixel_values = (shades * self._scale.cpu() - self._offset.cpu()).permute(2, 0, 1)
         return shades, model(pixel_values=pixel_values[None]).pooler_output
 
-    def _prove(self, most: int) -> None:
-        """Compare the known image's embedding, as the last of a batch, with that of the CPU.
+    def _prove(self, size: int) -> None:
+        """Compare the known image's embedding, as the last of a batch of so many, with that of the CPU.
 
-        Kernels are chosen by the kind of GPU, and those of one that nobody has tried may be at fault. The canary would
-        not tell: it compares what the device computes with what the same device has computed before.
+        Kernels are chosen by the kind of GPU and the size of the batch, and some that nobody has tried may be at fault.
+        The canary would not tell: it compares what the device computes with what the same device has computed before.
         """
-        images = self._blank(most)
+        images = self._blank(size)
         images[-1] = self._shades
         found = self._run_batch(images)[-1:]
         if not torch.cosine_similarity(found, self._known).item() >= _LEAST_COSINE:

@@ -110,3 +110,5 @@ def test_a_refusal_for_the_sake_of_others_is_none_of_the_canary(status: int, bod
 
 def test_rounding_makes_no_other_direction() -> None:
     assert same_direction(KNOWN * 1.001, KNOWN) and not same_direction(-KNOWN, KNOWN)
+    a_little_aside = KNOWN + np.array([0.4, 0, 0], np.float32)  # a cosine of 0.998
+    assert not same_direction(a_little_aside, KNOWN)

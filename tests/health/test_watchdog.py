@@ -29,6 +29,7 @@ class Triton:
 
     def check_alive(self, canary_seconds: float) -> None:
         """Say nothing."""
+        self.canary_seconds = canary_seconds
 
     def batches(self, model: str) -> int:
         return self.counted[model]
@@ -60,7 +61,9 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
 
 
 def _watchdog(parts: Parts) -> Watchdog:
-    return Watchdog(parts.triton, [parts.encoder], 20, parts.metrics, parts.client, parts.canary)
+    faster = SimpleNamespace(device="cuda:0", failures_in_a_row=0, image_seconds=0.01)
+    encoders: Any = [faster, parts.encoder]
+    return Watchdog(parts.triton, encoders, 20, parts.metrics, parts.client, parts.canary)
 
 
 def _look(watchdog: Watchdog, until: threading.Event | None = None) -> None:
@@ -141,6 +144,7 @@ def test_a_canary_is_sent_at_once_and_the_next_one_only_after_the_pause(
     assert answer and answer.result(30) == "right"
     _look(watchdog)
     assert watchdog._canary_answer is None and not twice.is_set()
+    assert parts.triton.canary_seconds == 3600
     watchdog._canary_at -= 3600
     _look(watchdog, twice)
 

@@ -6,6 +6,7 @@ waits for too little, or keeps what will be written over, gives other numbers he
 
 import contextlib
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -84,7 +85,19 @@ class _OnTheCpu(TorchFunctionMode):
         copied = function(*args, **{**kwargs, "copy": True})
         if not kwargs.get("non_blocking"):
             _current().synchronize()
-        return copied
+        return copied if _current() is _DEFAULT else _until_it_is_dropped(copied)
+
+
+def _until_it_is_dropped(memory: torch.Tensor) -> torch.Tensor:
+    """To the allocator it is free for its own stream then, whatever others have to read there."""
+
+    def overwrite() -> None:
+        with torch.inference_mode(), _disable_current_modes():
+            memory.fill_(_LATE)
+
+    held = memory.detach()
+    weakref.finalize(held, overwrite)
+    return held
 
 
 class _Later(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -93,7 +106,7 @@ class _Later(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if operator._schema.is_mutable:
-            _current().work.append(partial(operator, *args, **kwargs))
+            _current().work.append(partial(operator, *map(_same_memory, args), **kwargs))
             return args[0]
         results = operator(*args, **kwargs)
         memory = {each.untyped_storage().data_ptr() for each in args if isinstance(each, torch.Tensor)}
@@ -101,8 +114,13 @@ class _Later(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for each in new:
             each.fill_(torch.nan if each.is_floating_point() else _LATE)
         if new:
-            _current().work.append(partial(_compute, operator, args, kwargs, results))
+            _current().work.append(partial(_compute, operator, tuple(map(_same_memory, args)), kwargs, results))
         return results
+
+
+def _same_memory(argument: object) -> object:
+    """Work that has not been done holds no tensor, and keeps none from being dropped."""
+    return argument.detach() if isinstance(argument, torch.Tensor) else argument
 
 
 def _compute(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], results: Any) -> None:

@@ -1,8 +1,9 @@
 """Without a GPU: the encoder's way over CUDA, on a device that computes nothing before somebody waits for it."""
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from service.errors import StartupFault
 from service.metrics import Metrics
 from service.model import encoder as encoder_room
 from service.model.encoder import Encoder
+from service.model.vision_tower import VisionTower
 from tests.model.lazy_cuda import lazy_cuda
 
 __all__ = ["lazy_cuda"]
@@ -49,6 +51,7 @@ def cold(monkeypatch: pytest.MonkeyPatch) -> Encoder:
 def encoder(cold: Encoder) -> Encoder:
     """Warmed up."""
     cold.warm_up(max(SIZES))
+    assert cold.lanes == 2 and cold.image_seconds > 0
     return cold
 
 
@@ -81,6 +84,20 @@ def test_many_callers_batches_have_the_references_embeddings(encoder: Encoder) -
             np.testing.assert_allclose(embeddings, expected, atol=1e-5)
 
 
+def test_kernels_are_launched_by_the_thread_that_was_warmed_up(encoder: Encoder) -> None:
+    """Callers that did so at the same time would write over each other's images: recordings share their memory."""
+    launchers, tower = list[int](), encoder._tower
+
+    class Watched:
+        def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
+            launchers.append(threading.get_ident())
+            return tower(pixel_values)
+
+    encoder._tower = cast(VisionTower, Watched())
+    encoder.encode_pixel_values(np.zeros((2, 3, 32, 32), np.float32))
+    assert launchers == [encoder._launcher.submit(threading.get_ident).result()]
+
+
 def test_a_device_that_has_failed_is_told_by_the_batches_that_it_cannot_compute(
     encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +120,7 @@ SPOILS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "of the others in the batch": lambda embeddings: embeddings.roll(1, 0),
     "of no attention": torch.zeros_like,
     "no numbers": lambda embeddings: embeddings * torch.nan,
+    "of an image alone": lambda embeddings: embeddings if len(embeddings) > 1 else torch.zeros_like(embeddings),
 }
 
 
@@ -110,7 +128,7 @@ SPOILS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def test_a_device_that_computes_wrong_numbers_from_the_start_is_told(
     cold: Encoder, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
-    """As some kernels do on some kinds of GPU."""
+    """As some kernels do on some kinds of GPU, or for some sizes of a batch."""
     attend = functional.scaled_dot_product_attention
     monkeypatch.setattr(functional, "scaled_dot_product_attention", lambda *tensors: spoil(attend(*tensors)))
     with pytest.raises(StartupFault, match=r"^cuda:0 computes other embeddings than it should"):

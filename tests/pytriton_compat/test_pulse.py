@@ -1,5 +1,6 @@
 """A pulse is there as long as both sides send, and is gone soon after one stops or leaves."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -81,8 +82,12 @@ def test_who_is_silent_but_computes_is_given_a_minute(
 ) -> None:
     """Not all that computes lets other threads run meanwhile."""
     slept: list[float] = []
-    clock = SimpleNamespace(sleep=slept.append, clock_gettime=lambda _: computes * len(slept))
-    monkeypatch.setattr(pulse, "time", clock)
+
+    def processor_seconds(clock: int) -> float:
+        assert clock == ~os.getpid() << 3 | 2, "it is another process'"
+        return computes * len(slept)
+
+    monkeypatch.setattr(pulse, "time", SimpleNamespace(sleep=slept.append, clock_gettime=processor_seconds))
     ours, theirs = socket.socketpair()
     with ours, theirs:
         assert keep_pulse(ours)

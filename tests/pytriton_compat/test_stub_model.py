@@ -211,19 +211,21 @@ def test_a_stub_whose_python_has_no_turn_for_long_answers_all_the_same(
 
 
 def test_a_lane_keeps_nothing_of_a_batch_while_it_waits_for_the_next(stub: tuple[Any, Lane]) -> None:
-    """Batches may be large, and lanes idle for long."""
+    """Batches may be large, and lanes idle for long. What it has in the works is known meanwhile."""
     model, lane = stub
-    images = list[weakref.ref[Any]]()
+    images, works = list[weakref.ref[Any]](), list[tuple[int, int]]()
 
     def infer(requests: Sequence[Request]) -> list[Tensors]:
+        works.append((lane.batches, lane.in_the_works))
         images.extend(weakref.ref(request.data["IMAGE"]) for request in requests)
         return _infer(requests)
 
     lane._infer = infer
-    assert _told(model.execute([_request(b"1")])) == [{"EMBEDDING": [[1.0, 0.0]]}]
+    assert _told(model.execute([_request(b"1"), _request(b"1")])) == [{"EMBEDDING": [[1.0, 0.0]]}] * 2
     deadline = time.monotonic() + JOIN_SECONDS
-    while images[0]() is not None:
+    while any(image() is not None for image in images):
         assert time.monotonic() < deadline
+    assert works == [(1, 2)] and (lane.batches, lane.in_the_works) == (1, 0)
 
 
 @pytest.mark.parametrize(

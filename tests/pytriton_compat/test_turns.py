@@ -26,6 +26,7 @@ WORKS, STANDS_STILL, HAS_A_LONG_BATCH = (1, 0), (0, 0), (0, 1)
         (HAS_A_LONG_BATCH, WORKS, 6, 2, None),
         (STANDS_STILL, STANDS_STILL, 6, 2, None),
         (STANDS_STILL, WORKS, 0.1, 2, None),
+        (STANDS_STILL, WORKS, 5, 1, None),
         (STANDS_STILL, WORKS, 20, 8, None),
         (STANDS_STILL, WORKS, 24, 8, "first"),
     ],
@@ -49,3 +50,19 @@ def test_a_lane_that_gets_no_batches_while_others_do_is_found(
             lane.batches, lane.in_the_works = lane.batches + batches, in_the_works
         clock += seconds / 10
     assert (found and found.name) == passed_over
+
+
+@pytest.mark.parametrize(("looks", "seconds", "is_found"), [(12, 11, True), (11, 11, False), (12, 9, False)])
+def test_several_others_have_as_many_batches_each_and_keep_canaries_away_for_longer(
+    monkeypatch: pytest.MonkeyPatch, looks: int, seconds: float, is_found: bool
+) -> None:
+    lanes: list[Any] = [FakeLane(name, "a") for name in ("still", "second", "third", "fourth")]
+    clock = 0.0
+    monkeypatch.setattr("service.pytriton_compat.turns.time", SimpleNamespace(monotonic=lambda: clock))
+    watched = Turns(lanes)
+    for look in range(looks):
+        clock = look * seconds / (looks - 1)
+        found = watched.passed_over(2)
+        assert (found is lanes[0]) == (is_found and look == looks - 1)
+        for lane in lanes[1:]:
+            lane.batches += 1
