@@ -153,8 +153,9 @@ def test_an_image_is_embedded_upright(threads: ThreadPoolExecutor) -> None:
     """Orientation 6 is that of a camera that was held upright: its image is to be turned clockwise."""
     outcomes = _pipeline(Unchanged(), threads).embed([Row(oriented(each).data, False) for each in (1, 6)])
     as_stored, upright = (np.reshape(outcome, (SIDE, SIDE, 3)) for outcome in outcomes)  # type: ignore[arg-type]
-    np.testing.assert_array_equal(upright, np.rot90(as_stored, -1))
-    assert not np.array_equal(upright, as_stored)
+    # Their passes, first the height and first the width, round differently.
+    np.testing.assert_allclose(upright, np.rot90(as_stored, -1), atol=1)
+    assert np.abs(upright - as_stored).max() > 10
 
 
 def test_helpers_and_cores_change_no_bit(threads: ThreadPoolExecutor) -> None:
