@@ -39,7 +39,8 @@ logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.5
 _IDLE_SECONDS = 8.0  # a stub that hangs goes unnoticed for six
-_STUB_SPARE_BYTES = 2**28
+_SPARE_BYTES = 2**28
+_NUMBER_CHARACTERS = 24  # that one takes in JSON, with what is between two
 _JSON_REQUEST = (
     '{"inputs":[{"name":"INPUT_IMAGE","shape":[1,1],"datatype":"BYTES","data":["&"]}],'
     '"parameters":{"base64_encoded":true}}'
@@ -114,14 +115,15 @@ def _build_triton(parts: Parts, workspace: Path) -> SupervisedTriton:
         # By then everything is answered; it only bounds how long idle keep-alive connections hold up the end.
         exit_timeout_secs=1,
     )
-    server = Tritonserver(config, workspace, parts.access, verbose=settings.log_level == "debug")
-    return SupervisedTriton(server, _stub_bytes(parts))
+    request_bytes = _batch_bytes(parts, _NUMBER_CHARACTERS)
+    server = Tritonserver(config, workspace, parts.access, request_bytes, verbose=settings.log_level == "debug")
+    return SupervisedTriton(server, _batch_bytes(parts, np.dtype(np.float32).itemsize))
 
 
-def _stub_bytes(parts: Parts) -> int:
-    """The shared memory that a stub may come to need: for a batch of the largest images as base64, or of pixels."""
-    text, pixels = parts.settings.max_image_bytes * 4 // 3, 4 * 3 * parts.encoders[0].image_size ** 2
-    return parts.settings.max_batch_size * max(text, pixels) + _STUB_SPARE_BYTES
+def _batch_bytes(parts: Parts, number_bytes: int) -> int:
+    """What the largest batch takes: of images as base64, or of pixels whose numbers take so many bytes each."""
+    text, pixels = parts.settings.max_image_bytes * 4 // 3, number_bytes * 3 * parts.encoders[0].image_size ** 2
+    return parts.settings.max_batch_size * max(text, pixels) + _SPARE_BYTES
 
 
 def _bind_models(triton: SupervisedTriton, parts: Parts, own_mark: str) -> None:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from pytriton.model_config.common import TimeoutAction
 
-from service.front_end import _bind_models, _stub_bytes
+from service.front_end import _batch_bytes, _bind_models
 from service.metrics import Metrics
 from service.pipeline import Embedding, Row
 from service.pytriton_compat.lane import Request
@@ -91,8 +91,8 @@ def test_triton_batches_and_queues_as_the_settings_say() -> None:
 
 
 @pytest.mark.parametrize(("max_image_bytes", "row"), [("300", 400), ("3", 4 * 3 * 4 * 4)])
-def test_a_stub_has_room_for_the_largest_batch_of_either_model(max_image_bytes: str, row: int) -> None:
+def test_there_is_room_for_the_largest_batch_of_either_model(max_image_bytes: str, row: int) -> None:
     """Of base64 text, which takes a third more than the images, or of pixels."""
     settings = load_settings(["--max-batch-size", "7", "--max-image-bytes", max_image_bytes])
     parts: Any = SimpleNamespace(settings=settings, encoders=[Device(0)])
-    assert _stub_bytes(parts) == 7 * row + 2**28
+    assert _batch_bytes(parts, 4) == 7 * row + 2**28

@@ -39,14 +39,17 @@ _LEAST_OPEN_FILES = 128
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
-def environment(preload: Path | None, libpython: Path, libraries: Path, largest_tensor: int) -> dict[str, str]:
+def environment(
+    preload: Path | None, libpython: Path, libraries: Path, largest_tensor: int, largest_request: int
+) -> dict[str, str]:
     """The variables to start a server with: this process's own, and what the server needs.
 
     Args:
         preload: the library that its processes load before all others, but for those that the operator names.
         libpython: the folder where they look for libraries first.
         libraries: the folder where they look for them last.
-        largest_tensor: the bytes that the numbers of one input may have, for `no_huge_tensors.c`.
+        largest_tensor: the bytes that the numbers of one input may have, for `no_huge_tensors.c` and `no_deep_json.c`.
+        largest_request: the bytes that a request over HTTP may take, for `no_large_bodies.c`.
     """
     own = {**_HEAPS, "PATH": os.defpath, **os.environ}
     return {
@@ -57,6 +60,7 @@ def environment(preload: Path | None, libpython: Path, libraries: Path, largest_
         "LD_PRELOAD": _joined(own.get("LD_PRELOAD"), preload),
         "LD_LIBRARY_PATH": _joined(libpython, own.get("LD_LIBRARY_PATH"), libraries),
         "EMBED_LARGEST_TENSOR": str(largest_tensor),
+        "EMBED_LARGEST_REQUEST": str(largest_request),
     }
 
 

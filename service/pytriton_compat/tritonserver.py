@@ -60,17 +60,18 @@ class Tritonserver(Triton):  # type: ignore[misc]
         model_store: the folder with a folder for each model.
     """
 
-    def __init__(self, config: TritonConfig, folder: Path, access: Access, verbose: bool) -> None:
+    def __init__(self, config: TritonConfig, folder: Path, access: Access, request_bytes: int, verbose: bool) -> None:
         """Prepare a server with its files in `folder`, whose name its segments of shared memory have in theirs.
 
-        With `verbose` Triton's own information is logged, too, and not only its warnings and errors.
+        A request over HTTP may take `request_bytes` of memory. With `verbose` Triton's own information is logged, too,
+        and not only its warnings and errors.
 
         Raises:
             StartupFault: Triton cannot use the folder, or /tmp.
         """
         host.check_folder(folder.resolve())  # as PyTriton gives it to Triton
         self.folder, self.log, self.model_names = folder, ServerLog(), list[str]()
-        self._access = access
+        self._access, self._request_bytes = access, request_bytes
         self._http, self._http_port = LocalClient(config.http_address, config.http_port), config.http_port
         self._metrics = LocalClient(config.metrics_address, config.metrics_port) if config.allow_metrics else None
         self._process: subprocess.Popen[bytes] | None = None
@@ -152,7 +153,7 @@ class Tritonserver(Triton):  # type: ignore[misc]
         link_libpython(Path(get_stub_path(f"{sys.version_info.major}.{sys.version_info.minor}")), libpython)
         # Where LD_PRELOAD can name it, whose entries end at spaces and colons.
         preload = self._preload and Path(shutil.copy(self._preload, self._workspace.path / "preload.so"))
-        variables = environment(preload, libpython, get_libs_path(), self._largest_tensor())
+        variables = environment(preload, libpython, get_libs_path(), self._largest_tensor(), self._request_bytes)
         self._process = start([str(server), *self._arguments()], variables)
         threading.Thread(target=self.log.follow, args=(self._process.stdout,), name="output", daemon=True).start()
 

@@ -1,6 +1,7 @@
 """More requests than can be worked off: what is not taken is refused at once, what is taken is answered."""
 
 import contextlib
+import itertools
 import re
 import resource
 import signal
@@ -17,6 +18,7 @@ import requests
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
+from service.pytriton_compat.tritonserver import find_library
 from tests.integration.clients import post_raw, triton_input
 from tests.integration.load import load
 from tests.integration.probing import probe
@@ -73,8 +75,12 @@ def test_a_request_for_which_shared_memory_may_not_grow_is_the_end_of_nothing_el
     narrow: tuple[ServiceProcess, Path],
 ) -> None:
     running, _ = narrow
-    family, answer = running.family(), post_raw(running, bytes(280 * 2**20))
-    assert answer.status_code == 500 and "Failed to increase the shared memory pool size" in answer.text
+    family, large = running.family(), [triton_input(tritonclient.grpc, [bytes(280 * 2**20)])]  # over HTTP it gets a 413
+    with (
+        tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{running.grpc_port}") as client,
+        pytest.raises(InferenceServerException, match="Failed to increase the shared memory pool size"),
+    ):
+        client.infer("embed_image", large)
     assert running.family() == family
 
 
@@ -131,6 +137,33 @@ def test_the_probe_tells_busy_from_unable(narrow: tuple[ServiceProcess, Path]) -
     hangs = probe("--url", running.url, "--timeout-s", "1")
     server.resume()
     assert hangs.returncode == 1 and hangs.stdout.startswith("not able: ")
+
+
+@pytest.mark.skipif(find_library("preload") is None, reason="setup has found no C compiler")
+@pytest.mark.parametrize(
+    ("piece", "times"), [(b"1\r\nx\r\n" * 10_000, 40), (b"100000\r\n%s\r\n" % bytes(2**20), 400)], ids=["tiny", "large"]
+)
+def test_a_request_takes_no_more_memory_than_the_largest_batch(
+    narrow: tuple[ServiceProcess, Path], piece: bytes, times: int
+) -> None:
+    """A chunk of a byte takes 1 KiB, and so many of them, or 2 GiB in all, would end tritonserver."""
+    running, _ = narrow
+    head = "POST /v2/models/embed_image/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", running.http_port), timeout=60) as connection:
+        with contextlib.suppress(ConnectionError):
+            for part in (head.encode(), *itertools.repeat(piece, times), b"0\r\n\r\n"):
+                connection.sendall(part)
+        answer = connection.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 413 ") and b'{"error":"too_many_bytes: ' in answer
+    assert "embed_triton_restarts_total 0.0" in running.metrics()
+
+
+def test_several_requests_of_a_connection_may_take_more(narrow: tuple[ServiceProcess, Path]) -> None:
+    running, _ = narrow
+    with requests.Session() as session:
+        for _ in range(10):
+            assert session.post(f"{running.url}/v2/models/nope/infer", data=bytes(2**25), timeout=60).status_code == 404
+    assert post_raw(running, photographs()[0]).status_code == 200
 
 
 def test_a_drain_tells_what_is_left(tmp_path: Path) -> None:

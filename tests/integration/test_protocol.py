@@ -97,6 +97,11 @@ def nested(depth: int, value: str = "") -> bytes:
     return b"[" * depth + value.encode() + b"]" * depth
 
 
+def numbers(rows: int) -> bytes:
+    """So many rows of pixels."""
+    return b"[" + b",".join([b"0"] * rows * PIXELS.size) + b"]"
+
+
 def chunked(content: bytes) -> bytes:
     return b"%x\r\n%s\r\n0\r\n\r\n" % (len(content), content)
 
@@ -105,6 +110,7 @@ PRELOAD = find_library("preload")
 # Of JSON that it cannot read and encodings that it does not know, Triton says by itself that the fault is its own.
 BAD, UNKNOWN = (400, 400) if PRELOAD else (500, 501)
 NO_JSON = "failed to parse the request JSON buffer: "
+EXCESSIVE = "it is nested over 1000 levels deep, or has more values than the largest batch"
 NO_NUMBER = "attempt to access JSON non-unsigned-integer as unsigned-integer"
 PARSE = "Unable to parse "
 ID = "[request id: <id_unknown>] "
@@ -242,6 +248,9 @@ HTTP = [
     Http("pixels of 2^32 rows", 400, "invalid_tensor: ", **pixels(shape=[2**32, 3, 64, 64])),
     Http("pixels of 2^62 rows", 400, "invalid_tensor: ", **pixels(shape=[2**62, 3, 64, 64])),
     Http("pixels with channels last", 400, ID + "unexpected shape", **pixels(shape=[1, 64, 64, 3])),
+    Http("pixels of the largest batch as numbers", 200, "",
+         request(name="PIXEL_VALUES", datatype="FP32", shape=[60, 3, 64, 64], data="X").replace(b'"X"', numbers(60)),
+         path=SIGLIP),
     Http("pixels in half precision", 400, ID + "inference input", **pixels(bytes(24576), datatype="FP16")),
     Http("an image as pixels", 400, ID + "input byte size mismatch", IMAGE, RAW_HEADERS, SIGLIP),
     # Encodings.
@@ -291,13 +300,14 @@ HTTP = [
 
 # What would end tritonserver by itself.
 DEADLY = [
-    Http("a tensor nested deeply", 400, NO_JSON + "it is nested over 1000 levels",
-         request(data="X").replace(b'"X"', nested(2_000_000))),
+    Http("a tensor nested deeply", 400, NO_JSON + EXCESSIVE, request(data="X").replace(b'"X"', nested(2_000_000))),
     Http("objects nested deeply", 400, NO_JSON, b'{"a":' * 2_000_000 + b"1" + b"}" * 2_000_000),
     Http("strings and a long list before it", 400, NO_JSON,
-         b' {"a\\"":["\\\\","[",{},[]' + b",0" * 2_000_000 + b'],"b":' + nested(2_000_000) + b"}"),
+         b' {"a\\"":["\\\\","[",{},[]' + b",0" * 500_000 + b'],"b":' + nested(2_000_000) + b"}"),
     Http("nested deeply by the generate extension", 400, NO_JSON, nested(2_000_000),
          path="/v2/models/embed_image/generate"),
+    Http("far more numbers than the largest batch has", 400, NO_JSON + EXCESSIVE,
+         request(data="X").replace(b'"X"', numbers(70))),
     Http("2^40 numbers", 400, "invalid_tensor: ", request(datatype="FP32", shape=[2**40, 1], data=[])),
     Http("2^62 + 1 numbers, whose size is four", 400, "invalid_tensor: ",
          request(datatype="FP32", shape=[2**62 + 1, 1], data=[1.5] * 100_000)),

@@ -28,14 +28,14 @@ def test_a_servers_library_comes_after_the_operators(
     """Of two that hand out memory, the second one must not be used: the first one takes it back."""
     monkeypatch.setenv("LD_PRELOAD", own)
     monkeypatch.setenv("LD_LIBRARY_PATH", own)
-    variables = environment(preload, Path("first"), Path("last"), 7)
+    variables = environment(preload, Path("first"), Path("last"), 7, 9)
     assert (variables["LD_PRELOAD"], variables["LD_LIBRARY_PATH"]) == (preloaded, searched)
 
 
 def test_a_server_heeds_what_the_operator_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_ARENA_MAX", "9")
     monkeypatch.setenv("PATH", "/opt/bin")
-    variables = environment(None, Path("first"), Path("last"), 7)
+    variables = environment(None, Path("first"), Path("last"), 7, 9)
     assert (variables["MALLOC_ARENA_MAX"], variables["PATH"]) == ("9", f"{sys.exec_prefix}/bin:/opt/bin")
 
 

@@ -90,15 +90,17 @@ def test_who_stands_still_with_a_batch_is_killed(name: str, exit_codes: dict[str
 TRITONSERVER = f"""
 import ctypes, threading, time
 library = ctypes.CDLL({str(PRELOAD)!r}, use_errno=True)
-def in_a_second():
-    now = time.clock_gettime_ns(time.CLOCK_REALTIME) + 10**9
+def in_seconds(seconds):
+    now = time.clock_gettime_ns(time.CLOCK_REALTIME) + seconds * 10**9
     return (ctypes.c_long * 2)(now // 10**9, now % 10**9)
 answer, mutex = (ctypes.c_long * 4)(), (ctypes.c_long * 5)()
 threading.Timer(1.5, ctypes.CDLL(None).sem_post, (answer,)).start()
-assert library.sem_timedwait(answer, in_a_second()) == 0
+assert library.sem_timedwait(answer, in_seconds(1)) == 0
+threading.Timer(0.1, ctypes.CDLL(None).sem_post, (answer,)).start()
+assert library.sem_timedwait(answer, in_seconds(-1)) == 0, "it has stood still"
 assert ctypes.CDLL(None).pthread_mutex_lock(mutex) == 0
 threading.Timer(1.5, ctypes.CDLL(None).pthread_mutex_unlock, (mutex,)).start()
-assert library.pthread_mutex_timedlock(mutex, in_a_second()) == 0
+assert library.pthread_mutex_timedlock(mutex, in_seconds(1)) == 0
 """
 
 

@@ -28,7 +28,7 @@ from service.pytriton_compat.tritonserver import Tritonserver
 
 def _triton(folder: Path, http_port: int) -> SupervisedTriton:
     config = TritonConfig(http_address="127.0.0.1", http_port=http_port, allow_metrics=False)
-    return SupervisedTriton(Tritonserver(config, folder, Access(), verbose=False), 2**20)
+    return SupervisedTriton(Tritonserver(config, folder, Access(), 2**20, verbose=False), 2**20)
 
 
 @pytest.mark.parametrize("name", ["my files", "größe", "$(reboot)", "a;b", "a:b", "it's", "\udce8"])

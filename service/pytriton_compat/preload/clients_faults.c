@@ -15,7 +15,7 @@ typedef TRITONSERVER_Error *ErrorNew(int code, const char *message);
 
 enum { INVALID_ARG = 3 };
 
-extern _Thread_local bool json_is_deep;
+extern _Thread_local bool json_is_excessive;
 
 static const char NO_JSON[] = "failed to parse the request JSON buffer: ";
 static const char *const BEGINNINGS[] = {
@@ -31,9 +31,10 @@ TRITONSERVER_Error *TRITONSERVER_ErrorNew(int code, const char *message) {
   ErrorNew *error_new = (ErrorNew *)dlsym(RTLD_NEXT, "TRITONSERVER_ErrorNew");
   for (size_t index = 0; index < sizeof BEGINNINGS / sizeof *BEGINNINGS; index++)
     if (begins(message, BEGINNINGS[index])) code = INVALID_ARG;
-  if (json_is_deep && begins(message, NO_JSON)) {
-    message = "failed to parse the request JSON buffer: it is nested over 1000 levels deep";
-    json_is_deep = false;
+  if (json_is_excessive && begins(message, NO_JSON)) {
+    message = "failed to parse the request JSON buffer: it is nested over 1000 levels deep, or has more values than the"
+              " largest batch";
+    json_is_excessive = false;
   }
   return error_new(code, message);
 }

@@ -1,22 +1,24 @@
-/* JSON that is nested deeply is taken for JSON that ends early, and does not end tritonserver.
+/* JSON that is nested deeply, or has more values than any request, is taken for JSON that ends early.
 
-   Its parser, rapidjson, calls itself for each level, and a million of them need more than any stack. With the first
-   value of a text it asks for memory by this function, loaded before glibc's (LD_PRELOAD). That is when the text is
-   looked through, to which the parser keeps pointers on the stack, a few frames above. */
+   Its parser, rapidjson, calls itself for each level, and a million of them need more than any stack, which ends
+   tritonserver; of a value it makes 16 bytes and more, where its text may have two. With the first value of a text it
+   asks for memory by this function, loaded before glibc's (LD_PRELOAD). That is when the text is looked through, to
+   which the parser keeps pointers on the stack, a few frames above. */
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
 void *__libc_realloc(void *memory, size_t size);
 
-/* Whether the text that this thread reads is nested too deep; `clients_faults.c` tells the client so. */
-_Thread_local bool json_is_deep;
+/* Whether the text that this thread reads has too much of either; `clients_faults.c` tells the client so. */
+_Thread_local bool json_is_excessive;
 
 /* It is 144 bytes above; so much of a stack can always be read, as the thread's own variables come behind it. */
-enum { MOST_DEPTH = 1000, FIRST_BYTES = 1024, NEAR = 512, PAGE = 4096 };
+enum { MOST_DEPTH = 1000, NUMBER_BYTES = 4, MOST_OTHERS = 1 << 16, FIRST_BYTES = 1024, NEAR = 512, PAGE = 4096 };
 
 /* rapidjson::MemoryStream */
 struct text {
@@ -36,9 +38,16 @@ static const char *after_string(const char *next, const char *end) {
   return end;
 }
 
-static bool is_deep(const char *next, const char *end) {
+/* As many as the largest tensor has numbers, and those beside them. */
+static size_t most_values(void) {
+  const char *bytes = getenv("EMBED_LARGEST_TENSOR");
+  return bytes == NULL ? SIZE_MAX : strtoull(bytes, NULL, 10) / NUMBER_BYTES + MOST_OTHERS;
+}
+
+static bool is_excessive(const char *next, const char *end) {
   int depth = 1;
-  while (next < end && depth <= MOST_DEPTH) {
+  size_t values = 1, most = most_values();
+  while (next < end && depth <= MOST_DEPTH && values <= most) {
     char letter = *next++;
     if (letter == '"')
       next = after_string(next, end);
@@ -46,8 +55,10 @@ static bool is_deep(const char *next, const char *end) {
       depth++;
     else if (letter == ']' || letter == '}')
       depth--;
+    else if (letter == ',')
+      values++;
   }
-  return depth > MOST_DEPTH;
+  return depth > MOST_DEPTH || values > most;
 }
 
 /* Whether a place on the stack has such pointers, and not what was left there, to memory that may be gone. */
@@ -60,11 +71,11 @@ static bool is_text(const struct text *text) {
 void *realloc(void *memory, size_t size) {
   const char *here = __builtin_frame_address(0);
   if (memory == NULL && size == FIRST_BYTES) {
-    json_is_deep = false;
-    for (const char *place = here; place < here + NEAR && !json_is_deep; place += sizeof(void *)) {
+    json_is_excessive = false;
+    for (const char *place = here; place < here + NEAR && !json_is_excessive; place += sizeof(void *)) {
       struct text *text = (struct text *)place;
-      json_is_deep = is_text(text) && is_deep(text->next, text->end);
-      if (json_is_deep) text->end = text->next;
+      json_is_excessive = is_text(text) && is_excessive(text->next, text->end);
+      if (json_is_excessive) text->end = text->next;
     }
   }
   return __libc_realloc(memory, size);

@@ -104,14 +104,13 @@ void standstill_watch(void) {
   takes_batches = timer_create(CLOCK_MONOTONIC, &kill, &end) == 0;
 }
 
-/* Whether tritonserver waits for a second, as it does for an answer, or for who is just saying that the stub is well. */
+/* Whether tritonserver waits for a second, as it does for an answer, or for who is just saying that the stub is well; also
+   where it has stood still itself before it comes to wait, and that second is over. */
 static bool waits_for_a_stub(const struct timespec *until) {
   struct timespec now;
   clock_gettime(CLOCK_REALTIME, &now);
   const time_t seconds = until->tv_sec - now.tv_sec;
-  if (is_stub || seconds < 0 || seconds > 1) return false;
-  const long left_ns = seconds * SECOND_NS + until->tv_nsec - now.tv_nsec;
-  return left_ns > 0 && left_ns <= SECOND_NS;
+  return !is_stub && seconds <= 1 && seconds * SECOND_NS + until->tv_nsec - now.tv_nsec <= SECOND_NS;
 }
 
 int sem_timedwait(sem_t *semaphore, const struct timespec *until) {
