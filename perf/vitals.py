@@ -15,7 +15,8 @@ import psutil
 
 _ROLES = {"tritonserver": "tritonserver", "triton_python_backend_stub": "stubs"}
 # Not what is mapped from files: the kernel can drop that, and how much of it counts here depends on who else maps it.
-_OWN_KB = re.compile(r"^Pss_(?:Anon|Shmem): +(\d+) kB$", re.MULTILINE)
+# Nor what they have touched of /dev/shm, whose files take all of their memory from when they grow.
+_OWN_KB = re.compile(r"^Pss_Anon: +(\d+) kB$", re.MULTILINE)
 _SHARED_MEMORY = re.compile(r"/dev/shm/\S+$", re.MULTILINE)
 
 
@@ -25,7 +26,7 @@ class Vitals:
 
     Attributes:
         memory_mb: by role, what is not mapped from files; what processes share is counted once (PSS).
-        shared_mb: the files in /dev/shm that they have mapped; as far as it is touched it is in `memory_mb`, too.
+        shared_mb: the files in /dev/shm that they have mapped, touched or not.
         threads: threads.
         files: open file descriptors.
     """
@@ -37,8 +38,8 @@ class Vitals:
 
     @property
     def total_mb(self) -> float:
-        """Memory of all roles."""
-        return sum(self.memory_mb.values())
+        """Memory of all roles, and what they share."""
+        return sum(self.memory_mb.values()) + self.shared_mb
 
 
 def vitals(processes: Sequence[psutil.Process]) -> Vitals:

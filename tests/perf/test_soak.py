@@ -132,7 +132,7 @@ def test_the_slope_leaves_out_the_first_minute_and_shows_both_ends() -> None:
     slope, *_ = findings.figures
     assert slope.median == pytest.approx(2.0) and slope.is_met is False
     assert render(slope) == "2 MB a minute"
-    assert slope.note == "medians of its first and last minute: 403 MB, 419 MB; 109 samples"
+    assert slope.note == "medians of its first and last minute: 404 MB, 420 MB; 109 samples"
     over_time, _ = findings.tables
     assert list(over_time.points) == [str(minute) for minute in range(1, 12)]
     assert len(over_time.points["2"]["memory MB"]) == 12 and len(over_time.points["2"]["p50 ms"]) == 6
