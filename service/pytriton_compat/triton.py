@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 _MAX_SOCKET_PATH = 107  # of Linux, in bytes; a longer one would show only as a start that never ends
 _POLL_SECONDS = 0.05
 _DRAIN_SECONDS = 120.0
+_LOSS_SECONDS = 5.0  # in which Triton ends of a stub that has died at its start, if it does
 _LANE_SECONDS = 2.0  # in which a lane sees that its stub has ended
 _LIVE_SECONDS = 10.0
 
@@ -86,13 +87,16 @@ class SupervisedTriton:
         check_shared_memory(len(self._lanes))
         _make_unloadable_model(self._unloadable)
         self._server.launch()
-        deadline = time.monotonic() + seconds
+        started = time.monotonic()
         while not self._server.is_ready():
             close_shared_memory(self._server.folder.name)
             if not self._server.is_running():
                 raise StartupFault(f"tritonserver ended while it started; {self._server.log.last_words}")
-            if time.monotonic() > deadline:
-                raise StartupFault(f"tritonserver was not ready after {seconds:.0f} s")
+            waited = time.monotonic() - started
+            if self._server.has_lost_a_stub():
+                seconds = min(seconds, waited + _LOSS_SECONDS)
+            if waited > seconds:
+                raise StartupFault(f"tritonserver was not ready after {waited:.0f} s; {self._server.log.last_words}")
             # Requests that it has accepted since are to be answered.
             if interrupted.wait(_POLL_SECONDS) and not self._server.is_ready():
                 return False

@@ -33,11 +33,12 @@ from service.pytriton_compat import host
 from service.pytriton_compat.command_line import overwrite_arguments
 from service.pytriton_compat.libpython import link_libpython
 from service.pytriton_compat.server_log import ServerLog
-from service.pytriton_compat.server_processes import environment, listens, process_tree, start
+from service.pytriton_compat.server_processes import environment, has_died, listens, process_tree, start
 
 logger = logging.getLogger(__name__)
 
 _HERE = Path(__file__).parent
+_STUB = "triton_python_b"  # so much of its name is left of one that has died
 _STUB_MODULES = ("batch_wire.py", "fault_wire.py", "pulse.py")  # that `stub_model.py` imports
 _UNANSWERED = (OSError, http.client.HTTPException)
 _ANSWER_SECONDS = 2.0
@@ -190,6 +191,14 @@ class Tritonserver(Triton):  # type: ignore[misc]
     def processes(self) -> list[psutil.Process]:
         """It and all below it: its stubs, and the process that keeps their shared memory; none where it has ended."""
         return process_tree(self._process.pid) if self._process and self.is_running() else []
+
+    def has_lost_a_stub(self) -> bool:
+        """Whether one of its stubs has died."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.name().startswith(_STUB) and has_died(process):
+                    return True
+        return False
 
     def reports(self, health: str, seconds: float = _ANSWER_SECONDS) -> bool:
         """Whether it says within so many seconds that it is `live` or `ready`."""

@@ -192,6 +192,19 @@ def test_a_stub_without_batches_has_not_failed_while_shared_memory_is_scarce(
         fake.check_alive(2)
 
 
+def test_a_start_does_not_wait_for_a_stub_that_was_killed_before_it_said_a_word(
+    fake: SupervisedTriton, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Triton would, for as long as it may take to start."""
+    stub = shutil.copy(shutil.which("true") or "", tmp_path / "triton_python_backend_stub")
+    monkeypatch.setattr(fake._server, "reports", lambda *_: False)
+    monkeypatch.setattr(room, "_LOSS_SECONDS", 0.1)
+    with subprocess.Popen([stub]) as process:
+        monkeypatch.setattr(fake._server, "processes", lambda: [psutil.Process(), psutil.Process(process.pid)])
+        with pytest.raises(StartupFault, match="tritonserver was not ready after 0 s"):
+            fake.start(threading.Event(), 60)
+
+
 def test_a_workspace_that_lies_too_deep_for_a_socket_is_refused(tmp_path: Path) -> None:
     """By Linux itself it would be with a start that never ends."""
     deep = tmp_path / ("x" * 60)
