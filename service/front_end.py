@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,7 +93,7 @@ def serve_by_triton(parts: Parts, shutdown: threading.Event, start_seconds: floa
         images = _lanes(parts) * parts.settings.max_batch_size
         canary = Canary(parts.known, client, by_device(parts.pipelines))
         watchdog = Watchdog(triton, parts.encoders, images, parts.metrics, client, canary)
-        free_memory = FreeMemory(lambda: triton.batches("embed_image"))
+        free_memory = FreeMemory(partial(triton.batches, "embed_image"), partial(triton.is_working, "embed_image"))
         looks = (watchdog.look, statistics_request.send, free_memory.look)
         _watch(looks, shutdown)
         _wind_down(parts, triton, looks)

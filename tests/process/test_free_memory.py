@@ -13,7 +13,7 @@ def test_what_was_freed_below_something_that_is_still_used_goes_back() -> None:
     used = pieces.pop()
     pieces.clear()
     before = psutil.Process().memory_info().rss
-    free = FreeMemory(lambda: 0)
+    free = FreeMemory(lambda: 0, lambda: False)
     free.look()
     assert psutil.Process().memory_info().rss > before - 10**7  # only the second look sees that nothing happens
     free.look()
@@ -22,10 +22,10 @@ def test_what_was_freed_below_something_that_is_still_used_goes_back() -> None:
 
 
 def test_it_is_kept_while_batches_come_and_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, given_back, batches = [0.0], list[float](), iter([1, 2, 3, 3, 3, 4, 4, 4])
+    now, given_back, batches = [0.0], list[float](), iter([1, 2, 3, 3, 3, 4, 4, 4, 4])
     monkeypatch.setattr("service.process.free_memory.time", SimpleNamespace(monotonic=lambda: now[0]))
-    free = FreeMemory(lambda: next(batches))
+    free = FreeMemory(lambda: next(batches), lambda: now[0] == 51)
     monkeypatch.setattr(free, "_malloc_trim", lambda _: given_back.append(now[0]))
-    for now[0] in (0, 1, 2, 3, 4, 50, 51, 52):
+    for now[0] in (0, 1, 2, 3, 4, 50, 51, 52, 53):
         free.look()
-    assert given_back == [3, 51]
+    assert given_back == [3, 52]
