@@ -328,6 +328,15 @@ def _without_a_tensor(folder: Path) -> None:
     save_file({name: tensor for name, tensor in tensors.items() if name != "head.probe"}, folder / "model.safetensors")
 
 
+def _with_a_number(value: float) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        tensors["head.probe"][..., -1] = value
+        save_file(tensors, folder / "model.safetensors")
+
+    return change
+
+
 def _cut_weights(folder: Path) -> None:
     os.truncate(folder / "model.safetensors", (folder / "model.safetensors").stat().st_size // 2)
 
@@ -365,6 +374,8 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         _change_config(intermediate_size=48),
         r"contradicts itself: its weights have encoder.layers.0.mlp.fc1.bias in the shape \[96\], .* \[48\]",
     ),
+    "NaN": (_with_a_number(float("nan")), "has weights that are NaN or infinite: head.probe$"),
+    "infinity": (_with_a_number(-float("inf")), "has weights that are NaN or infinite: head.probe$"),
     "gray images": (_change_config(num_channels=1), "reads images of 1 channels"),
     "no head": (_change_config(vision_use_head=False), "has no pooling head"),
     "an adapter": (_add_adapter, "has an adapter beside its weights"),
