@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from service.errors import StartupFault
 from service.model.fingerprint import fingerprint
-from service.preprocessing.preprocess import Preprocessor
+from service.preprocessing.preprocess import PIXELS_VERSION, Preprocessor
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ def checkpoint_fingerprint(
     return fingerprint(
         model,
         preprocessor=asdict(preprocessor),
+        pixels=PIXELS_VERSION,
         exif_orientation=settings.exif_orientation,
         background=settings.background_rgb,
         dtypes=sorted(set(dtypes)),

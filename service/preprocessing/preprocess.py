@@ -16,6 +16,10 @@ from transformers import SiglipImageProcessorPil
 
 from service.errors import StartupFault
 
+# Of what this package and its libraries make of an image. It is part of the fingerprint: raise it where any pixels
+# become others by more than rounding, or clients go on comparing embeddings that are not comparable any more.
+PIXELS_VERSION = 1
+
 _PROCESSOR_TYPES = ("SiglipImageProcessor", "SiglipImageProcessorFast", "SiglipImageProcessorPil")
 _CARRIED_OUT = {
     "do_resize",

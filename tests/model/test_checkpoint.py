@@ -29,6 +29,12 @@ def test_whatever_changes_an_embedding_changes_the_fingerprint() -> None:
     assert len({*different, *mixed}) == len(changes) + 1
 
 
+def test_other_pixels_of_the_same_settings_change_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = _fingerprint()
+    monkeypatch.setattr(room, "PIXELS_VERSION", room.PIXELS_VERSION + 1)
+    assert _fingerprint() != before
+
+
 def test_a_model_and_an_image_processor_of_other_sizes_are_told(tmp_path: Path) -> None:
     shutil.copytree(room._DEMO_CHECKPOINT, tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "preprocessor_config.json").read_text())

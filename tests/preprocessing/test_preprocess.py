@@ -6,7 +6,9 @@ In exact mode they are so to the bit, else as closely as torch's filters and JPE
 import base64
 import dataclasses
 import functools
+import hashlib
 import io
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,8 @@ from transformers import SiglipImageProcessorPil
 from perf import photographs
 from service.errors import StartupFault
 from service.preprocessing.decode import DecodedImage, Decoder
-from service.preprocessing.preprocess import Preprocessor
-from tests.images import MISREAD_BY_PILLOW, NAMES, Pixels, picture, sample
+from service.preprocessing.preprocess import PIXELS_VERSION, Preprocessor
+from tests.images import MISREAD_BY_PILLOW, NAMES, Pixels, oriented, picture, sample
 
 # Without a background Pillow warns of palettes with opacities; in the service that is logged.
 pytestmark = pytest.mark.filterwarnings("ignore:Palette images with Transparency:UserWarning")
@@ -29,6 +31,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:Palette images with Transparency
 REFERENCE_LIKE = Decoder(2**25, 50_000_000, exif_orientation=False, background=None)
 ROUNDING = 1e-6
 TRANSPOSES = list(Image.Transpose)
+# The digest of this version's pixels of fixed pictures, on whatever machine.
+PIXELS = (1, "5017568e1dc22e9d")
+FIXED = (
+    "png_rgba", "png_palette_transparent", "png_gray_16_bit", "png_rgb_16_bit_transparent", "webp_lossless_alpha",
+    "gif_transparent", "bmp_unused_alpha", "bmp_run_lengths_8_bit", "tiff_gray_12_bit", "tiff_gray_premultiplied",
+)  # fmt: skip
 # Wider and narrower than the square in either direction, up to an aspect of 1:500, and none at all to resize; of the
 # tall and narrow ones Pillow resizes the height first.
 SIZES = [
@@ -227,6 +235,22 @@ def test_from_a_jpeg_decoded_smaller_come_nearly_the_same_pixels(
     assert mean < 0.3 and most <= 6
     # A picture that fills all of its pixels would be stretched by the half, or less, of the last one.
     assert _difference(_whole(reduced.pixels), whole, side)[0] > 2 * mean
+
+
+def test_other_pixels_are_another_version() -> None:
+    """Of four JPEGs, of pictures without loss, and of noise that is tall or wide, upright and turned.
+
+    Where this fails, pixels have changed: raise the version if it is by more than rounding, and pin them anew.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (700, 150, 3), np.uint8)
+    files = [*map(_photo, range(4)), *(sample(name).data for name in FIXED), oriented(6, "PNG").data]
+    digest = hashlib.sha256()
+    for side, exact, resample in itertools.product((32, 224), (False, True), (2, 3)):
+        decoder = Decoder(2**25, 10**6, None if exact else 3 * side)
+        images = [*map(decoder.decode, files), *(_whole(noise, transpose) for transpose in (None, *TRANSPOSES))]
+        for image in images:
+            digest.update(_resized(image, side, exact, resample).astype(np.uint8))
+    assert (PIXELS_VERSION, digest.hexdigest()[:16]) == PIXELS
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in MISREAD_BY_PILLOW])
