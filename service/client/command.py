@@ -87,12 +87,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in _SCHEMES or not parts.hostname:
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(f'{s}://HOST:PORT' for s in _SCHEMES)}")
-    if "@" in parts.netloc:
-        raise argparse.ArgumentTypeError("it must hold no name and no password; for a token there is --token-file")
-    return parts.geturl().rstrip("/")  # the scheme in lower case
+    with contextlib.suppress(ValueError):  # of a port above 65535, of which gRPC would make another one
+        parts = urlsplit(text)
+        if "@" in parts.netloc:
+            raise argparse.ArgumentTypeError("it must hold no name and no password; for a token there is --token-file")
+        if parts.scheme in _SCHEMES and parts.hostname and parts.port != 0:
+            return parts.geturl().rstrip("/")  # the scheme in lower case
+    raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(f'{s}://HOST:PORT' for s in _SCHEMES)}")
 
 
 def _out(text: str) -> Path:

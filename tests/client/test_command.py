@@ -265,9 +265,10 @@ def test_words_that_make_no_sense_and_closed_doors_are_exit_code_2(client: Clien
     for scheme in ("https", "grpcs"):  # or whoever the system trusts would be trusted
         assert client.embed(images, "--url", f"{scheme}://127.0.0.1:1", "--ca-file", "") == 2
     seconds = product(("--timeout", "--request-timeout"), ("0", "-1", "nan", "inf", "1e9", "soon"))
-    addresses = product(["--url"], ("localhost:8000", "http://me:secret@host:1"))
+    addresses = product(["--url"], ("localhost:8000", "http://me:secret@host:1", "grpc://host:65537", "http://[::1"))
     for pair in (("--out", "x.csv"), ("--in-flight", 0), *addresses, *seconds):
         with pytest.raises(SystemExit, match="2"):
             client.embed(images, *pair)
-    assert "secret" not in client.said()
+    said = client.said()
+    assert "secret" not in said and "_url" not in said
     assert sorted(tmp_path.iterdir()) == [images]
