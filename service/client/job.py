@@ -15,12 +15,14 @@ from service.client.results import PART_ROWS, Results
 from service.client.retry import GaveUp, Interrupted, Patience, persist
 from service.client.rows import Row, normalized
 from service.client.sources import Image, Images
-from service.client.transport import Embedding, ImageFailed, Refused, Served, Transport, TryAgain, failure
+from service.client.transport import Embedding, ImageFailed, Refused, Served, Transport, failure
 
 # What a killed process loses is what was answered in these seconds.
 PART_SECONDS = 30.0
 # A replica that comes or goes may not answer the one question whether the service is there.
 _SIGN_OF_LIFE = Patience(total=30.0)
+# Nor the one whether it is still the same; but who has pressed Ctrl-C waits for that.
+_SAME = Patience(total=5.0)
 # Images that are read ahead, so that no request waits for a file.
 _READERS = 16
 
@@ -127,7 +129,7 @@ class Job:
             raise Unreachable(str(reason)) from reason
         return failure("no_answer", str(reason))
 
-    async def _save(self, least: int = 0) -> None:
+    async def _save(self, least: int = 1) -> None:
         """Keep what is answered, unless another service has taken the place of the one that was asked.
 
         Nothing is done where it is fewer than `least` rows, as others have kept them meanwhile, or as long as no image
@@ -137,7 +139,9 @@ class Job:
             if len(self._rows) < least or not self._images.is_there:
                 return
             rows, self._rows = self._rows, []
-            with contextlib.suppress(TryAgain):
-                if (served := await self._transport.served()) != self._served:
+            # Nobody answers any more where that gives up, and what came before is kept.
+            with contextlib.suppress(GaveUp):
+                served = await persist(self._transport.served, _SAME, asyncio.Event())
+                if served != self._served:
                     raise Refused(f"the service was of {self._served}; now it is of {served}")
             await asyncio.to_thread(self._results.write, rows)

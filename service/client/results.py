@@ -98,12 +98,11 @@ class Results:
         return known
 
     def write(self, rows: Sequence[Row]) -> None:
-        """A part of these rows; when it returns, they survive whatever happens."""
-        if rows:
-            table = table_of(rows, self._schema)
-            path = self._parts / f"{self._next_part:08d}.parquet"
-            self._next_part += 1
-            replace({path: lambda file: pq.write_table(table, file, **FORMAT)})
+        """A part of these rows, at least one; when it returns, they survive whatever happens."""
+        table = table_of(rows, self._schema)
+        path = self._parts / f"{self._next_part:08d}.parquet"
+        self._next_part += 1
+        replace({path: lambda file: pq.write_table(table, file, **FORMAT)})
 
     def finish(self) -> Outcomes:
         """Put all rows together at `--out`."""

@@ -36,7 +36,7 @@ class FakeService(ThreadingHTTPServer):
     An image is `WORD WORD ... #NUMBER`: the first request for it gets the first word's answer, and so on; the last
     word counts for all that follow. A word is a status (and what tells it from another of the same), `breaks` for a
     connection that ends without an answer, or `waits` for a 200 that comes only when `gate` is open. The embedding
-    holds the image's number.
+    holds the image's number. As many times as `unanswered` says, the configuration is not told.
     """
 
     daemon_threads = True
@@ -49,6 +49,7 @@ class FakeService(ThreadingHTTPServer):
         self.defaults: dict[str, str] = {}
         self.gate = threading.Event()
         self.is_gone = False
+        self.unanswered = 0
         self.asked: Counter[str] = Counter()
         self.answered = 0
         self.connections = 0
@@ -72,6 +73,9 @@ class _Handler(BaseHTTPRequestHandler):
     server: FakeService
 
     def do_GET(self) -> None:
+        if self.server.unanswered:
+            self.server.unanswered -= 1
+            return self._send(503, b"")
         parameters = {"fingerprint": self.server.fingerprint, **self.server.defaults}
         config = {
             "parameters": {name: {"string_value": value} for name, value in parameters.items()},

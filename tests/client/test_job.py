@@ -78,20 +78,28 @@ def test_one_unanswered_question_ends_no_run(client: Client, monkeypatch: pytest
     assert client.rows()["0.JPG"][1] == "no_answer: HTTP 503: Exceeds maximum queue size"
 
 
+@pytest.mark.parametrize(("part_seconds", "unanswered"), [(0.05, 0), (30.0, 1)])
 def test_embeddings_of_another_service_are_not_mixed_in(
-    client: Client, fake: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: Client,
+    fake: FakeService,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    part_seconds: float,
+    unanswered: int,
 ) -> None:
+    """Nor where it leaves a question unanswered, as one that has only just come."""
     images = client.images("200", "200")
     assert client.embed(images) == 0
     before = client.out.read_bytes()
     fake.fingerprint = "another"
     assert client.embed(images) == 2
     assert "of fingerprint 0123456789abcdef" in client.said() and client.out.read_bytes() == before
-    monkeypatch.setattr(job, "PART_SECONDS", 0.05)
+    monkeypatch.setattr(job, "PART_SECONDS", part_seconds)
     (images / "late.jpg").write_text("waits #3")
 
     def replace() -> None:
-        fake.fingerprint = "new"
+        fake.fingerprint, fake.unanswered = "new", unanswered
+        fake.gate.set()
 
     when(lambda: fake.asked["waits #3"] > 0, replace)
     assert client.embed(images, "--out", tmp_path / "other.parquet") == 2
