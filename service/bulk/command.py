@@ -60,6 +60,8 @@ def main(arguments: Sequence[str]) -> int:
         return complain(_in_one_line(error), 3)
     except (StartupFault, Mismatch, Busy, NothingToDo, OSError, pa.ArrowException) as error:
         return complain(error, 2)
+    except UnicodeEncodeError as error:  # Ray takes no other words, and starts in no other folder
+        return complain(f"{id_of(error.object)} is no UTF-8", 2)
     except KeyboardInterrupt:
         say("stopped; all parts that are done are kept. To go on:")
         say(f"  python -m service.bulk {shlex.join(arguments)}")

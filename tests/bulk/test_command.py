@@ -117,6 +117,10 @@ def test_a_link_that_leads_elsewhere_is_another_source(lake: Path, run: Run) -> 
     assert code == 2 and f"is of source {lake}, " in said and f"it would be source {lake}/sub, " in said
 
 
+def test_a_name_that_is_no_text_is_told_in_one_line(out: Folder, run: Run) -> None:
+    assert run("--out", os.fsdecode(os.fsencode(out.path) + b"\xe9")) == (2, f"error: {out.path}\\xe9 is no UTF-8\n")
+
+
 def test_a_source_that_has_no_images_any_more_is_told_whatever_earlier_runs_have_planned(
     lake: Path, out: Folder, run: Run
 ) -> None:
