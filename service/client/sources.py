@@ -184,7 +184,8 @@ class Images:
                 raise OSError(errno.EBADF, "stdin is closed")
             # Not sys.stdin itself, which Python locks at its end while this thread may still read.
             with open(sys.stdin.fileno(), errors="surrogateescape", newline="\n", closefd=False) as lines:
-                yield from filter(None, (line.rstrip("\r\n") for line in lines))
+                # Without the mark that editors of Windows put before the first one.
+                yield from filter(None, (line.rstrip("\r\n").removeprefix("\ufeff") for line in lines))
         elif self._folder:
             yield from walk(self._folder, (*SUFFIXES, TAR), self.left_out)
         elif os.path.lexists(self._source) or not glob.has_magic(self._source):

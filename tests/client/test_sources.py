@@ -28,7 +28,7 @@ def test_names_come_from_stdin_or_a_pattern_and_each_is_embedded_once(client: Cl
     (images / "a\r\u2028b.JPG").write_text("200 #6")
     (images / "no image.JPG").mkdir()
     names = [str(images / f"{number}.JPG") for number in (0, 2, 0)] + [str(images / odd)] * 2
-    text = "".join(f"{name}\n" for name in ("", *names)) + f"{names[0]}\r\n"
+    text = "\ufeff" + "".join(f"{name}\n" for name in (*names, "")) + f"{names[0]}\r\n"
     assert client.run("-", input=text).returncode == 0
     assert set(client.rows()) == {*names[:2], f"{images}/caf\\xe9.jpg"}
     assert not pq.read_schema(client.out).metadata[b"folder"], "a list has none, also beside a folder of that name"
