@@ -4,6 +4,7 @@ Comes in: places. Goes out: bytes. It must not know what they are for.
 """
 
 import threading
+from functools import lru_cache
 
 import pyarrow as pa
 
@@ -19,7 +20,7 @@ class Reader:
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
-        self._tars: dict[str, _Tar] = {}
+        self._opened = lru_cache(_OPEN)(self._open)  # closed by Arrow when its last reader is done
         self._lock = threading.Lock()
 
     def read(self, place: Place, most: int) -> bytes:
@@ -28,33 +29,16 @@ class Reader:
         Raises:
             OSError, ValueError: it cannot be read, or has a name that Arrow does not take.
         """
-        if place.size is not None:
-            return self._tar(place.file).read(place.offset, min(place.size, most))
-        with self._folder.filesystem.open_input_stream(self._folder.path_of(place.file)) as stream:
-            data: bytes = stream.read(most)
-            return data
-
-    def _tar(self, name: str) -> "_Tar":
-        with self._lock:
-            tar = self._tars.setdefault(name, _Tar(self._folder, name))
-            if len(self._tars) > _OPEN:
-                del self._tars[next(iter(self._tars))]  # closed by Arrow when its last reader is done
-            return tar
-
-
-class _Tar:
-    """A tar file that is opened at the first read."""
-
-    def __init__(self, folder: Folder, name: str) -> None:
-        self._folder, self._name = folder, name
-        self._file: pa.NativeFile | None = None
-        self._lock = threading.Lock()
-
-    def read(self, offset: int, size: int) -> bytes:
-        with self._lock:
-            if self._file is None:
-                self._file = self._folder.filesystem.open_input_file(self._folder.path_of(self._name))
-        data: bytes = self._file.read_at(size, offset)  # as many threads as like to
-        if len(data) < size:
+        if place.size is None:
+            with self._folder.filesystem.open_input_stream(self._folder.path_of(place.file)) as stream:
+                whole: bytes = stream.read(most)
+                return whole
+        with self._lock:  # or a tar file is opened by all that begin with it
+            tar = self._opened(place.file)
+        part: bytes = tar.read_at(min(place.size, most), place.offset)  # as many threads as like to
+        if len(part) < min(place.size, most):
             raise OSError(ENDS_WITHIN)
-        return data
+        return part
+
+    def _open(self, name: str) -> pa.NativeFile:
+        return self._folder.filesystem.open_input_file(self._folder.path_of(name))
