@@ -30,7 +30,9 @@ logger = logging.getLogger(__name__)
 _MAX_SOCKET_PATH = 107  # of Linux, in bytes; a longer one would show only as a start that never ends
 _POLL_SECONDS = 0.05
 _DRAIN_SECONDS = 120.0
-_LOSS_SECONDS = 5.0  # in which Triton ends of a stub that has died at its start, if it does
+# In which Triton ends of a stub that has died at its start, if it does. One that has ended as it should, as those that
+# it asks something before it starts the others, is gone a moment later.
+_LOSS_SECONDS = 5.0
 _LANE_SECONDS = 2.0  # in which a lane sees that its stub has ended
 _LIVE_SECONDS = 10.0
 
@@ -87,15 +89,15 @@ class SupervisedTriton:
         check_shared_memory(len(self._lanes))
         _make_unloadable_model(self._unloadable)
         self._server.launch()
-        started = time.monotonic()
+        started = had_all = time.monotonic()
         while not self._server.is_ready():
             close_shared_memory(self._server.folder.name)
             if not self._server.is_running():
                 raise StartupFault(f"tritonserver ended while it started; {self._server.log.last_words}")
-            waited = time.monotonic() - started
-            if self._server.has_lost_a_stub():
-                seconds = min(seconds, waited + _LOSS_SECONDS)
-            if waited > seconds:
+            now = time.monotonic()
+            if not self._server.has_lost_a_stub():
+                had_all = now
+            if (waited := now - started) > seconds or now - had_all > _LOSS_SECONDS:
                 raise StartupFault(f"tritonserver was not ready after {waited:.0f} s; {self._server.log.last_words}")
             # Requests that it has accepted since are to be answered.
             if interrupted.wait(_POLL_SECONDS) and not self._server.is_ready():

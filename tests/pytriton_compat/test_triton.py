@@ -205,6 +205,24 @@ def test_a_start_does_not_wait_for_a_stub_that_was_killed_before_it_said_a_word(
             fake.start(threading.Event(), 60)
 
 
+def test_a_start_waits_on_after_a_stub_that_has_ended_and_is_gone(
+    fake: SupervisedTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton starts some only to ask them something, and on a busy machine all may take long."""
+    looks, interrupted = iter([True, *[False] * 30]), threading.Event()
+
+    def has_lost_a_stub() -> bool:
+        lost = next(looks, None)
+        if lost is None:
+            interrupted.set()
+        return bool(lost)
+
+    monkeypatch.setattr(fake._server, "has_lost_a_stub", has_lost_a_stub)
+    monkeypatch.setattr(fake._server, "reports", lambda *_: False)
+    monkeypatch.setattr(room, "_LOSS_SECONDS", 1.0)
+    assert not fake.start(interrupted, 60)
+
+
 def test_a_workspace_that_lies_too_deep_for_a_socket_is_refused(tmp_path: Path) -> None:
     """By Linux itself it would be with a start that never ends."""
     deep = tmp_path / ("x" * 60)
