@@ -155,7 +155,9 @@ class Tritonserver(Triton):  # type: ignore[misc]
         # Where LD_PRELOAD can name it, whose entries end at spaces and colons.
         preload = self._preload and Path(shutil.copy(self._preload, self._workspace.path / "preload.so"))
         variables = environment(preload, libpython, get_libs_path(), self._largest_tensor(), self._request_bytes)
-        self._process = start([str(server), *self._arguments()], variables)
+        # Or a stub is started and ended for each model, to ask it for what its configuration says already.
+        command = [str(server), "--disable-auto-complete-config", *self._arguments()]
+        self._process = start(command, variables)
         threading.Thread(target=self.log.follow, args=(self._process.stdout,), name="output", daemon=True).start()
 
     def _arguments(self) -> list[str]:
