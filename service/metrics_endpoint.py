@@ -11,7 +11,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+from socketserver import ThreadingTCPServer
 from typing import Any
 
 from prometheus_client import generate_latest
@@ -32,7 +33,12 @@ _TRITON_OPENS_SECONDS = 0.01
 _END_SECONDS = 0.1  # in which the endpoint notices that it is to end
 
 
-class _Server(ThreadingHTTPServer):
+class _Server(ThreadingTCPServer):
+    """Not http.server's own, which looks up the host's name first: for 40 s, where no name server answers."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         super().__init__(address, handler)
         self._room = threading.BoundedSemaphore(_MOST_SCRAPES)

@@ -111,6 +111,13 @@ def test_a_scrape_is_tritons_text_followed_by_ours(triton: LocalClient) -> None:
     assert {key: found.get(key) for key in expected} == expected
 
 
+def test_nobody_is_asked_for_the_hosts_name(triton: LocalClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no name server answers, the start would wait for it."""
+    monkeypatch.setattr(socket, "getfqdn", lambda *_: pytest.fail("it was asked for"))
+    with _served(Metrics(), triton) as url:
+        assert _get(f"{url}/metrics")[0] == 200
+
+
 def test_with_a_token_a_scrape_needs_it(triton: LocalClient) -> None:
     port = unused_port()
     with metrics_endpoint(Metrics(), "127.0.0.1", port, triton, "secret"):
