@@ -70,7 +70,6 @@ class Watchdog:
         self._check_encoders()
         self._note_batches()
         self._check_canary()
-        self._stages.look()
 
     def _check_front_end(self) -> None:
         try:
