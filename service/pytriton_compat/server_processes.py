@@ -4,10 +4,9 @@ It must not know what they serve.
 """
 
 import contextlib
-import ctypes
 import os
 import resource
-import signal
+import shutil
 import subprocess
 import sys
 import time
@@ -36,7 +35,6 @@ _STACK_BYTES = 2**27
 _OPEN_FILES = 2**16
 # With half as many its start never ends, and it says nothing.
 _LEAST_OPEN_FILES = 128
-_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def environment(
@@ -71,27 +69,26 @@ def _joined(*paths: Path | str | None) -> str:
 def start(command: Sequence[str], variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start a server with the stack and the open files that it needs; it is told to end when the calling thread does.
 
+    It has the limits from this process, which gets them, too: what Python does in a child before the command could wait
+    there for ever, for a lock that another thread had when the process was copied.
+
     Raises:
         StartupFault: it would get too few open files.
     """
     now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if _within(most, _LEAST_OPEN_FILES) < _LEAST_OPEN_FILES:
         raise StartupFault(f"a process may open {most} files here, and Triton needs {_LEAST_OPEN_FILES} (ulimit -Hn)")
-    prctl = ctypes.CDLL(None).prctl
-
-    def prepare() -> None:
-        for limit, size in ((resource.RLIMIT_STACK, _STACK_BYTES), (resource.RLIMIT_NOFILE, max(_OPEN_FILES, now))):
-            _, most = resource.getrlimit(limit)
-            resource.setrlimit(limit, (_within(most, size), most))
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
+    for limit, size in ((resource.RLIMIT_STACK, _STACK_BYTES), (resource.RLIMIT_NOFILE, max(_OPEN_FILES, now))):
+        _, most = resource.getrlimit(limit)
+        resource.setrlimit(limit, (_within(most, size), most))
+    # Where the system lacks it, its stubs end the server, a second later.
+    mortal = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
     return subprocess.Popen(
-        command,
+        [*mortal, *command],
         env=variables,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        preexec_fn=prepare,
         # As Python has them, which ignores SIGXFSZ: where shared memory may not grow, only that batch fails.
         restore_signals=False,
         # Ctrl-C in a terminal signals the whole process group, and the server would end with requests in flight while

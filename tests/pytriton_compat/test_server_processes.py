@@ -1,6 +1,8 @@
 """What processes are started with, and the end of those that listen."""
 
 import os
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 
 from service.errors import StartupFault
 from service.process.ports import check_ports_are_free
-from service.pytriton_compat.server_processes import environment, is_gone, listens, start
+from service.pytriton_compat.server_processes import _within, environment, is_gone, listens, start
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,26 @@ def test_a_server_does_not_end_of_a_file_that_is_larger_than_it_may_be(tmp_path:
     process = start(["sh", "-c", write, str(tmp_path / "file")], os.environ)
     output, _ = process.communicate(timeout=60)
     assert (output.splitlines()[-1:], process.returncode) == ([b"it goes on"], 0)
+
+
+HAS_BEEN_GIVEN = """
+import ctypes, resource
+number = ctypes.c_int()
+ctypes.CDLL(None).prctl(2, ctypes.byref(number))  # PR_GET_PDEATHSIG
+print(number.value, *(resource.getrlimit(limit)[0] for limit in (resource.RLIMIT_STACK, resource.RLIMIT_NOFILE)))
+"""
+
+
+def test_a_server_gets_what_it_needs_without_a_copy_of_this_process() -> None:
+    """In a copy that has to run Python, as `preexec_fn` makes one, another thread's lock could be waited for."""
+    copies = list[str]()
+    os.register_at_fork(before=lambda: copies.append("made"))
+    (_, most_stack), (files, most_files) = map(resource.getrlimit, (resource.RLIMIT_STACK, resource.RLIMIT_NOFILE))
+    process = start([sys.executable, "-c", HAS_BEEN_GIVEN], os.environ)
+    output, _ = process.communicate(timeout=60)
+    limits = _within(most_stack, 2**27), _within(most_files, max(2**16, files))
+    assert output.split() == [b"%d" % number for number in (signal.SIGTERM, *limits)]
+    assert not copies
 
 
 # It listens, and its memory takes a while to be given back when it is killed.
