@@ -3,11 +3,9 @@
 It is installed as the server does it, beside a stand-in for Triton's own module.
 """
 
-import ctypes
 import importlib
 import json
 import logging
-import os
 import shutil
 import sys
 import tempfile
@@ -100,6 +98,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Lane]]:
         monkeypatch.setitem(sys.modules, "triton_python_backend_utils", _backend())
         for name in ("", ".model", ".batch_wire", ".fault_wire", ".pulse"):
             monkeypatch.delitem(sys.modules, f"folder_of_model{name}", raising=False)
+        monkeypatch.setattr(service.pytriton_compat.pulse, "_BEAT_SECONDS", 0.05)
         lane, pulse = Lane("model", folder / "lane-0.sock", _infer), Pulse(folder / "pulse-0.sock")
         lane.start()
         pulse.start()
@@ -191,23 +190,6 @@ def test_a_lane_that_cannot_be_asked_is_let_go_and_its_requests_get_no_details(
     assert _told(model.execute([_request(b"1")])) == [INTERNAL]
     lane.join(JOIN_SECONDS)
     assert not lane.is_alive()
-
-
-def test_a_stub_whose_python_has_no_turn_for_long_answers_all_the_same(
-    stub: tuple[Any, Lane], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As where processors are few and a batch is large: Triton hears of another thread that it is well."""
-    model, _ = stub
-    monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("it ends"))
-    request = _request(b"1")
-    as_numpy = request.inputs["IMAGE"].as_numpy
-
-    def keep_pythons_lock() -> Any:
-        ctypes.PyDLL(None).usleep(700_000)
-        return as_numpy()
-
-    request.inputs["IMAGE"].as_numpy = keep_pythons_lock
-    assert _told(model.execute([request])) == [{"EMBEDDING": [[1.0, 0.0]]}]
 
 
 def test_a_lane_keeps_nothing_of_a_batch_while_it_waits_for_the_next(stub: tuple[Any, Lane]) -> None:
