@@ -30,9 +30,7 @@ logger = logging.getLogger(__name__)
 _MAX_SOCKET_PATH = 107  # of Linux, in bytes; a longer one would show only as a start that never ends
 _POLL_SECONDS = 0.05
 _DRAIN_SECONDS = 120.0
-# In which Triton ends of a stub that has died at its start, if it does. One that has ended as it should, as those that
-# it asks something before it starts the others, is gone a moment later.
-_LOSS_SECONDS = 5.0
+_LOSS_SECONDS = 5.0  # in which Triton ends of a stub that has died at its start, or clears it away, if it does
 _LANE_SECONDS = 2.0  # in which a lane sees that its stub has ended
 _LIVE_SECONDS = 10.0
 

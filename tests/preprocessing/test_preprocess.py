@@ -249,7 +249,7 @@ def test_other_pixels_are_another_version() -> None:
         decoder = Decoder(2**25, 10**6, None if exact else 3 * side)
         images = [*map(decoder.decode, files), *(_whole(noise, transpose) for transpose in (None, *TRANSPOSES))]
         for image in images:
-            digest.update(_resized(image, side, exact, resample).astype(np.uint8))
+            digest.update(_resized(image, side, exact, resample).astype(np.uint8).tobytes())
     assert (PIXELS_VERSION, digest.hexdigest()[:16]) == PIXELS
 
 

@@ -208,7 +208,7 @@ def test_a_start_does_not_wait_for_a_stub_that_was_killed_before_it_said_a_word(
 def test_a_start_waits_on_after_a_stub_that_has_ended_and_is_gone(
     fake: SupervisedTriton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Triton starts some only to ask them something, and on a busy machine all may take long."""
+    """As Triton clears away those that it has ended itself; on a busy machine the others may take long."""
     looks, interrupted = iter([True, *[False] * 30]), threading.Event()
 
     def has_lost_a_stub() -> bool:
