@@ -119,7 +119,7 @@ def test_a_pods_memory_holds_what_its_settings_allow(folder: str, kind: str, set
     """At rest, a thread that decodes 50 megapixels each, a queue of images of 4 MB, and shared memory."""
     spec, given = pod_spec(only(render(folder), kind)), container(folder, kind)
     (shared,) = (volume["emptyDir"]["sizeLimit"] for volume in spec["volumes"] if volume["name"] == "shm")
-    most = 0.6 + 0.55 * settings.cpu_threads + settings.max_queue_size * 4 / 1024 + _gibibytes(shared)
+    most = 0.6 + 0.6 * settings.cpu_threads + settings.max_queue_size * 4 / 1024 + _gibibytes(shared)
     assert most < _gibibytes(given["resources"]["limits"]["memory"])
 
 
