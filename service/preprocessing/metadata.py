@@ -253,7 +253,7 @@ def _strip_gif(data: bytes) -> Stripped:
 
 def _exif_orientation(exif: bytes) -> tuple[bool, int | None]:
     """Whether the first directory has an orientation, and its value where it is a number."""
-    block = exif.removeprefix(_EXIF)
+    block = exif.removeprefix(_EXIF).removeprefix(_EXIF)  # some programs put it in front once more
     tags = tiff.tags(block) if block.startswith((b"II", b"MM")) else iter(())
     for tag, kind, count, place in itertools.islice(tags, tiff.MAX_TAGS):
         if tag == _ORIENTATION:
