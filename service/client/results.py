@@ -134,8 +134,8 @@ class Results:
         return folder
 
     def _part_files(self) -> list[Path]:
-        # Not by glob(), which takes a folder that it may not read for an empty one.
-        return sorted(path for path in self._parts.iterdir() if path.suffix == ".parquet")
+        # Not by glob(), which takes a folder that it may not read for an empty one. Some tools leave copies of a file.
+        return sorted(path for path in self._parts.iterdir() if path.suffix == ".parquet" and path.stem.isdecimal())
 
     def _sources(self) -> list[Path]:
         """The files that hold rows, in the order in which they were written."""

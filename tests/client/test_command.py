@@ -77,6 +77,7 @@ def test_a_run_that_was_killed_goes_on_and_every_image_is_there_once(client: Cli
     done = set(client.embeddings(parts))
     assert not client.out.exists() and 0 < len(done) <= 100
     (parts / ".00000099.parquet.unfinished").write_text("what a killed run may leave")
+    (parts / "00000000 (copy).parquet").write_text("what a file manager may leave")
     fake.gate.set()
     assert client.embed(images) == 0
     assert client.embeddings() == expected(103)
