@@ -49,6 +49,18 @@ _WAITING = re.compile(rb"^nv_inference_pending_request_count\{.*\} (\d+)$", re.M
 _GROWTH_BYTES = 8 * 2**20
 _ADMIN_ENDPOINTS = ("shared-memory", "model-repository", "trace", "logging")
 _USER_ENDPOINTS = "inference,statistics"
+# Bytes that tritonserver has once, and what its copy has in their place.
+_CHANGES = (
+    # With this metadata, an error ends a gRPC stream with its status, and the answers that come after it end
+    # tritonserver (segmentation fault). Without it each error is in the answer of its own request. Names of metadata
+    # have no capitals.
+    (b"\0triton_grpc_error\0", b"\0TRITON_GRPC_ERROR\0"),
+    # Where a gRPC call is cancelled, or its deadline is over, just when its answer comes, who has the answer and who
+    # hears of the end both release the call, and tritonserver ends (abort). So in
+    # `ModelInferHandler::InferResponseComplete` a jump is taken always (`je` becomes `nop; jmp`): to where the call
+    # has not ended, and is released by the other one alone. gRPC drops such an answer itself.
+    (bytes.fromhex("4180bd6001000000 0f84bb020000 498b7d10"), bytes.fromhex("4180bd6001000000 90e9bb020000 498b7d10")),
+)
 
 
 class Tritonserver(Triton):  # type: ignore[misc]
@@ -149,7 +161,7 @@ class Tritonserver(Triton):  # type: ignore[misc]
             StartupFault: the system lacks a libpython, or allows too few open files.
         """
         server: Path = self._prepare_triton_inference_server() / "bin" / "tritonserver"
-        _ignore_stream_errors(server)
+        _change_copy(server)
         libpython: Path = self._workspace.path / "libpython"
         link_libpython(Path(get_stub_path(f"{sys.version_info.major}.{sys.version_info.minor}")), libpython)
         # Where LD_PRELOAD can name it, whose entries end at spaces and colons.
@@ -250,10 +262,9 @@ def find_library(name: str) -> Path | None:
     return max(_HERE.glob(f"{name}*.so"), key=os.path.getmtime, default=None)
 
 
-def _ignore_stream_errors(server: Path) -> None:
-    """Make tritonserver's copy pass over the metadata `triton_grpc_error`.
-
-    With it, an error ends a gRPC stream with its status, and the answers that come after it end tritonserver
-    (segmentation fault). Without it each error is in the answer of its own request. Names of metadata have no capitals.
-    """
-    server.write_bytes(server.read_bytes().replace(b"\0triton_grpc_error\0", b"\0TRITON_GRPC_ERROR\0"))
+def _change_copy(server: Path) -> None:
+    """Have tritonserver's copy survive what clients may ask of gRPC."""
+    program = server.read_bytes()
+    for original, changed in _CHANGES:
+        program = program.replace(original, changed)
+    server.write_bytes(program)
