@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from perf.embeddings import cosines
 from tests.images import png_chunk, png_header
-from tests.integration.clients import base64_text, post_json, post_raw, read_raw_answer, triton_input
+from tests.integration.clients import post_raw, read_raw_answer, triton_input
 from tests.integration.reference import photographs
 from tests.integration.service_process import ServiceProcess
 
@@ -65,41 +65,6 @@ def test_of_a_stream_that_asks_for_statuses_each_request_gets_its_own_answer(run
     assert str(failed[1].message()).startswith("unsupported_format: ")
     assert embedded[0].as_numpy("EMBEDDING").shape == (1, 128)
     assert running.part("tritonserver").pid == tritonserver
-
-
-PHOTO = base64_text(photographs()[0])
-
-
-@pytest.mark.parametrize(
-    ("rows", "parameters", "expected"),
-    [
-        ([PHOTO], {"base64_encoded": "true"}, "invalid_parameter: base64_encoded "),
-        ([PHOTO], {"base64_encoded": 1}, "invalid_parameter: base64_encoded "),
-        ([PHOTO], {"base64": True}, "invalid_parameter: there is no parameter 'base64'"),
-        ([PHOTO], {"base64_encoded": True, "normalize": "yes"}, "invalid_parameter: normalize "),
-        ([PHOTO], {"embed_model": "clip"}, "unknown_model: there is no model 'clip'; served: siglip"),
-        (["no base64!"], {"base64_encoded": True}, "invalid_base64: "),
-        (
-            [f"data:image/jpeg;base64,{PHOTO}"],
-            {"base64_encoded": True},
-            "invalid_base64: the row starts with a data:",
-        ),
-        ([PHOTO, "AAAA", PHOTO], {"base64_encoded": True}, "unsupported_format: row 1: "),
-        ([PHOTO, PHOTO, PHOTO[:4000]], {"base64_encoded": True}, "corrupt_image: row 2: "),
-        # Triton refuses this one itself, before the service sees it.
-        (
-            [PHOTO] * 61,
-            {},
-            "[request id: <id_unknown>] inference request batch-size must be <= 60",
-        ),
-    ],
-)
-def test_each_bad_request_learns_what_is_wrong(
-    running: ServiceProcess, rows: list[str], parameters: dict[str, object], expected: str
-) -> None:
-    response = post_json(running, rows, parameters)
-    assert response.status_code == 400
-    assert response.json()["error"].startswith(expected)
 
 
 def test_hostile_neighbours_cost_good_images_nothing(running: ServiceProcess) -> None:
