@@ -138,7 +138,15 @@ def _good(name: str, share: float, send: Send, most_rows: int = 1) -> Case:
     return Case(name, share, one, is_timed=True)
 
 
-def _bad(name: str, send: Callable[[Wire], Awaitable[Answer]], message: str) -> Case:
+def _bad(name: str, message: str, body: bytes, headers: dict[str, str] = JSON) -> Case:
+    return _refused(name, message, lambda wire: wire.post(body, headers))
+
+
+def _bad_grpc(name: str, message: str, request: Any) -> Case:
+    return _refused(name, message, lambda wire: wire.call(request))
+
+
+def _refused(name: str, message: str, send: Callable[[Wire], Awaitable[Answer]]) -> Case:
     async def one(wire: Wire, _: Photographs) -> Outcome:
         answer = await send(wire)
         if answer.status == 400 and message in answer.message:
@@ -193,49 +201,30 @@ def cases() -> list[Case]:
 def _hostile() -> list[Case]:
     photograph = images.shipped()[0]
     (text,) = _texts([photograph])
-    half, bomb, damaged = photograph[: len(photograph) // 2], _png_header(100_000, 100_000), _damaged_png()
+    half, bomb = photograph[: len(photograph) // 2], _png_header(100_000, 100_000)
+    three = [text, "AAAA", text]
     lie = {**RAW, "Inference-Header-Content-Length": "999999999"}
-    by_json = {
-        "wrong base64": (json_body(["no base64!"], base64_encoded=True), "invalid_base64: "),
-        "unknown parameter": (json_body([text], base64=True), "invalid_parameter: "),
-        "parameter of a wrong type": (json_body([text], base64_encoded="true"), "invalid_parameter: "),
-        "unknown model": (json_body([text], embed_model="clip"), "unknown_model: "),
-        "shape that overflows": (json_body([text], [2**32, 1], base64_encoded=True), "invalid_tensor: "),
-        "shape of three dimensions": (json_body([text], [1, 1, 1], base64_encoded=True), "unexpected shape"),
-        "one bad row of three": (json_body([text, "AAAA", text], base64_encoded=True), "unsupported_format: row 1: "),
-    }
-    by_grpc = {
-        "truncated JPEG, gRPC": (grpc_request([half]), "corrupt_image: "),
-        "empty row": (grpc_request([b""]), "empty_input: "),
-        "too many rows": (grpc_request([b"row"] * 1000), "batch-size must be"),
-    }
-    lies = {
-        "length that lies": grpc_request([half], struct.pack("<I", 2**31) + half),
-        "more rows than the shape says": grpc_request([half], with_length(half) * 2),
-        "fewer rows than the shape says": grpc_request([half, half], with_length(half)),
-    }
-    raw = {
-        "truncated JPEG, HTTP": (half, "corrupt_image: "),
-        "damaged PNG": (damaged, "corrupt_image: "),
-        "no image": (b"this is no image, it is a sentence", "unsupported_format: "),
-        "header of a bomb": (bomb, "too_many_pixels: "),
-    }
     return [
-        *(_bad(name, _posting(body, JSON), message) for name, (body, message) in by_json.items()),
-        *(_bad(name, _posting(body, RAW), message) for name, (body, message) in raw.items()),
-        *(_bad(name, _calling(request), message) for name, (request, message) in by_grpc.items()),
-        *(_bad(name, _calling(request), "") for name, request in lies.items()),
-        _bad("header length that lies", _posting(photograph, lie), ""),
-        _bad("half a JSON", _posting(json_body([text])[:1000], JSON), ""),
+        _bad("wrong base64", "invalid_base64: ", json_body(["no base64!"], base64_encoded=True)),
+        _bad("unknown parameter", "invalid_parameter: ", json_body([text], base64=True)),
+        _bad("parameter of a wrong type", "invalid_parameter: ", json_body([text], base64_encoded="true")),
+        _bad("unknown model", "unknown_model: ", json_body([text], embed_model="clip")),
+        _bad("shape that overflows", "invalid_tensor: ", json_body([text], [2**32, 1], base64_encoded=True)),
+        _bad("shape of three dimensions", "unexpected shape", json_body([text], [1, 1, 1], base64_encoded=True)),
+        _bad("one bad row of three", "unsupported_format: row 1: ", json_body(three, base64_encoded=True)),
+        _bad("truncated JPEG, HTTP", "corrupt_image: ", half, RAW),
+        _bad("damaged PNG", "corrupt_image: ", _damaged_png(), RAW),
+        _bad("no image", "unsupported_format: ", b"this is no image, it is a sentence", RAW),
+        _bad("header of a bomb", "too_many_pixels: ", bomb, RAW),
+        _bad("header length that lies", "", photograph, lie),
+        _bad("half a JSON", "", json_body([text])[:1000]),
+        _bad_grpc("truncated JPEG, gRPC", "corrupt_image: ", grpc_request([half])),
+        _bad_grpc("empty row", "empty_input: ", grpc_request([b""])),
+        _bad_grpc("too many rows", "batch-size must be", grpc_request([b"row"] * 1000)),
+        _bad_grpc("length that lies", "", grpc_request([half], struct.pack("<I", 2**31) + half)),
+        _bad_grpc("more rows than the shape says", "", grpc_request([half], with_length(half) * 2)),
+        _bad_grpc("fewer rows than the shape says", "", grpc_request([half, half], with_length(half))),
     ]
-
-
-def _posting(body: bytes, headers: dict[str, str]) -> Callable[[Wire], Awaitable[Answer]]:
-    return lambda wire: wire.post(body, headers)
-
-
-def _calling(request: Any) -> Callable[[Wire], Awaitable[Answer]]:
-    return lambda wire: wire.call(request)
 
 
 def _damaged_png() -> bytes:
