@@ -14,16 +14,8 @@ from perf.load.protocols import Target
 from perf.load.wire import Wire, connect_both
 
 
-@dataclass(frozen=True)
-class Wave:
-    """So many seconds with so many requests in flight."""
-
-    seconds: float
-    in_flight: int
-
-
-# Calm, busy, a burst, a pause; new connections each time around.
-_WAVES = (Wave(5, 2), Wave(8, 16), Wave(4, 240), Wave(3, 0))
+# Seconds and requests in flight: calm, busy, a burst, a pause; new connections each time around.
+_WAVES = ((5, 2), (8, 16), (4, 240), (3, 0))
 
 
 @dataclass
@@ -77,9 +69,9 @@ class MixedLoad:
             photographs = await Photographs.ask(wire)
         while time.monotonic() < end:
             async with connect_both(*self._targets) as wire:
-                for wave in _WAVES:
-                    wave_end = min(end, time.monotonic() + wave.seconds)
-                    slots = (self._slot(wire, photographs, wave_end) for _ in range(wave.in_flight))
+                for wave_seconds, in_flight in _WAVES:
+                    wave_end = min(end, time.monotonic() + wave_seconds)
+                    slots = (self._slot(wire, photographs, wave_end) for _ in range(in_flight))
                     await asyncio.gather(*slots, asyncio.sleep(wave_end - time.monotonic()))
 
     async def _slot(self, wire: Wire, photographs: Photographs, end: float) -> None:

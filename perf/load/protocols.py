@@ -95,30 +95,23 @@ class _Grpc:
             raise RequestFailed("the answer holds no output")
 
 
+@dataclass(frozen=True)
 class _Http:
     """One POST a request; an answer is good when it is a 200 and holds `sign`."""
 
-    def __init__(
-        self,
-        session: aiohttp.ClientSession,
-        url: str,
-        headers: dict[str, str],
-        prepare: Callable[[bytes], bytes],
-        sign: bytes,
-    ) -> None:
-        self._session = session
-        self._url = url
-        self._headers = headers
-        self.prepare = prepare
-        self._sign = sign
+    session: aiohttp.ClientSession
+    url: str
+    headers: dict[str, str]
+    prepare: Callable[[bytes], bytes]
+    sign: bytes
 
     async def send(self, request: bytes) -> None:
-        async with self._session.post(self._url, data=request, headers=self._headers) as response:
+        async with self.session.post(self.url, data=request, headers=self.headers) as response:
             answer = await response.read()
         if response.status != 200:
             raise RequestFailed(f"HTTP {response.status}: {answer[:200].decode(errors='replace')}")
-        if self._sign not in answer:
-            raise RequestFailed(f"the answer holds no {self._sign.decode()}")
+        if self.sign not in answer:
+            raise RequestFailed(f"the answer holds no {self.sign.decode()}")
 
 
 def _http(session: aiohttp.ClientSession, target: Target) -> _Http:
