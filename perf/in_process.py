@@ -32,20 +32,11 @@ _LEAST_CALLS = 3
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's short name and, below the repository, its folder; an architecture gets random weights."""
+    """A checkpoint's short name and its folder; a bare architecture gets random weights."""
 
     name: str
-    folder: str
-
-    @property
-    def path(self) -> str:
-        """The folder's full path."""
-        return str(machine.REPOSITORY / self.folder)
-
-    @property
-    def random_weights(self) -> bool:
-        """Whether the folder is a bare configuration."""
-        return self.folder.startswith("perf/")
+    path: str
+    random_weights: bool
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -53,9 +44,9 @@ class Checkpoint:
         return ("--checkpoint", self.path, "--random-weights", str(self.random_weights).lower())
 
 
-DEMO = Checkpoint("demo", "service/demo/checkpoint")
-BASE = Checkpoint("base-224", "perf/architectures/base-patch16-224")
-SO400M = Checkpoint("so400m-384", "perf/architectures/so400m-patch14-384")
+DEMO = Checkpoint("demo", f"{machine.REPOSITORY}/service/demo/checkpoint", random_weights=False)
+BASE = Checkpoint("base-224", f"{machine.REPOSITORY}/perf/architectures/base-patch16-224", random_weights=True)
+SO400M = Checkpoint("so400m-384", f"{machine.REPOSITORY}/perf/architectures/so400m-patch14-384", random_weights=True)
 
 
 class _OneEach(Cores):
