@@ -99,7 +99,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser, Collec
         epilog="rows:\n" + "\n".join(f"  {name:18} {kind.what}" for name, kind in ROWS.items()),
     )
     run.add_argument("rows", nargs="*", metavar="ROW", help="the rows to measure (default: all)")
-    soak.add_arguments(commands.add_parser("soak", parents=[common], help="watch the service under load for minutes"))
+    soaking = commands.add_parser("soak", parents=[common], help="watch the service under load for minutes")
+    soaking.add_argument("--minutes", type=float, default=10.0, help="length of the load (default: 10)")
     commands.add_parser("replicas", parents=[common], help="restart and kill replicas behind a proxy, as root")
     load = commands.add_parser("load", parents=[common, rounds], help="put any endpoints under load, side by side")
     peers.add_arguments(load)

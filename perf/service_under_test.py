@@ -134,11 +134,9 @@ class Service:
         Raises:
             NotMeasured: the service has ended, or a part of it.
         """
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             if self._process.poll() is None:
                 return vitals(self._family())
-        except psutil.NoSuchProcess:
-            pass
         raise NotMeasured(f"the service, or a part of it, has ended: {self._last_line()}")
 
     def _get(self, port: int, path: str) -> str:

@@ -3,7 +3,6 @@
 Comes in: how long. Goes out: the slope of its memory, the account of all requests, and what was seen over time.
 """
 
-import argparse
 import asyncio
 import statistics
 import time
@@ -58,11 +57,6 @@ class Sample:
             p50, p99 = np.percentile(self.latencies, (50, 99)) * 1000
             seen.update({"p50 ms": float(p50), "p99 ms": float(p99)})
         return seen
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own options."""
-    parser.add_argument("--minutes", type=float, default=10.0, help="length of the load (default: 10)")
 
 
 def soak(bench: Bench, minutes: float) -> Findings:

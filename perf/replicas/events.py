@@ -6,7 +6,7 @@ Comes in: a cluster, and clients' schemes. Goes out: each phase's length and ima
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from perf.findings import NotMeasured
@@ -36,16 +36,12 @@ class Phase:
         return [images / max(1, sum(self.images)) for images in self.images]
 
 
-@dataclass(frozen=True)
-class Run:
-    """All phases, in order, and the accounts of the clients by scheme."""
-
-    phases: list[Phase]
-    accounts: Mapping[str, Account]
-
-
-def rolling_restart_and_a_kill(cluster: Cluster, schemes: Sequence[str], ahead: int, least_images: int) -> Run:
+def rolling_restart_and_a_kill(
+    cluster: Cluster, schemes: Sequence[str], ahead: int, least_images: int
+) -> tuple[list[Phase], dict[str, Account]]:
     """Each replica in turn is ended in order and started again; then one is killed and started again.
+
+    Returns all phases, in order, and the accounts of the clients by scheme.
 
     Args:
         schemes: of the clients, which embed at the same time.
@@ -76,7 +72,7 @@ def rolling_restart_and_a_kill(cluster: Cluster, schemes: Sequence[str], ahead: 
                 cluster.replicas[0].service.wait_until_ready()
             with phases.phase("all three at the end"):
                 phases.wait_for(least_images)
-        return Run(phases.all, {scheme: client.finish() for scheme, client in clients.items()})
+        return phases.all, {scheme: client.finish() for scheme, client in clients.items()}
 
 
 class _Phases:

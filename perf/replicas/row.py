@@ -31,9 +31,9 @@ def replicas(bench: Bench) -> Findings:
     with cluster(str(bench.device)) as three:
         for scheme, protocol in _PROTOCOLS.items():
             print(f"{protocol}: a rolling restart, then a kill; some minutes", flush=True)
-            run = rolling_restart_and_a_kill(three, [scheme], _AHEAD, _LEAST_IMAGES)
-            findings.figures.append(_without_their_embedding(protocol, run.accounts[scheme]))
-            findings.tables.append(_by_phase(protocol, run.phases))
+            phases, accounts = rolling_restart_and_a_kill(three, [scheme], _AHEAD, _LEAST_IMAGES)
+            findings.figures.append(_without_their_embedding(protocol, accounts[scheme]))
+            findings.tables.append(_by_phase(protocol, phases))
     return findings
 
 

@@ -31,11 +31,11 @@ def three() -> Iterator[Cluster]:
 
 
 def test_a_rolling_restart_and_a_killed_replica_lose_no_image_over_http_and_grpc(three: Cluster) -> None:
-    run = rolling_restart_and_a_kill(three, SCHEMES, AHEAD, IMAGES)
-    for account in run.accounts.values():
+    phases, accounts = rolling_restart_and_a_kill(three, SCHEMES, AHEAD, IMAGES)
+    for account in accounts.values():
         assert (account.exit_code, account.lost, account.wrong) == (0, 0, 0), account.said
         assert account.given > IMAGES
-    shares = {phase.name: phase.shares for phase in run.phases}
+    shares = {phase.name: phase.shares for phase in phases}
     assert all(0.2 < share < 0.5 for share in shares["all three"])
     assert all(share > 0.1 for share in shares["rolling restart"])
     assert shares["one killed"][0] < 0.2
