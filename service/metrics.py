@@ -5,7 +5,7 @@ It must not know what is measured. Names and units follow Prometheus' convention
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
@@ -30,7 +30,7 @@ class Metrics:
         )
         # labels() takes as long as the measurement itself.
         self._stage_seconds = {stage: stage_seconds.labels(stage) for stage in _STAGES}
-        self._batch_images = Histogram(
+        self.batch_images = Histogram(
             "embed_batch_images", "Images encoded in one batch.", buckets=_IMAGES, registry=self.registry
         )
         self._images = Counter(
@@ -41,15 +41,15 @@ class Metrics:
         )
         for code in _CODES:
             self._images.labels(code)
-        self._repeats = Counter(
+        self.repeats = Counter(
             "embed_repeats", "Images answered without encoding, as repeats of others.", registry=self.registry
         )
         self._running: dict[object, float] = {}
-        self._busy_lanes = Gauge("embed_busy_lanes", "Batches in the works.", registry=self.registry)
-        self._encoder_failures = Counter(
+        self.busy_lanes = Gauge("embed_busy_lanes", "Batches in the works.", registry=self.registry)
+        self.encoder_failures = Counter(
             "embed_encoder_failures", "Batches that the encoder could not compute.", registry=self.registry
         )
-        self._triton_restarts = Counter(
+        self.triton_restarts = Counter(
             "embed_triton_restarts", "Failed tritonservers that were started anew.", registry=self.registry
         )
         self._add_state()
@@ -63,13 +63,13 @@ class Metrics:
             registry=self.registry,
         )
         canary_age.set_function(lambda: time.monotonic() - self._canary_answered_at)
-        self._encoder_memory = Gauge(
+        self.encoder_memory = Gauge(
             "embed_encoder_memory_bytes",
             "Memory of the device that the encoder holds, in use or kept for the next batch; on CUDA only.",
             ["device"],
             registry=self.registry,
         )
-        self._service = Info(
+        self.service_info = Info(
             "embed_service", "What this service is, and the fingerprint of its embeddings.", registry=self.registry
         )
         ProcessCollector(registry=self.registry)
@@ -90,39 +90,10 @@ class Metrics:
         now = time.perf_counter()
         return now - min(list(self._running.values()), default=now)
 
-    def batch_in_the_works(self) -> contextlib.AbstractContextManager[None]:
-        """Count a batch as one that keeps a lane busy."""
-        busy: contextlib.AbstractContextManager[None] = self._busy_lanes.track_inprogress()
-        return busy
-
-    def encoded(self, images: int) -> None:
-        """Count a batch that goes to the encoder."""
-        self._batch_images.observe(images)
-
     def answered(self, code: str, images: int = 1) -> None:
         """Count images by their outcome: `ok`, or the code of their fault."""
         self._images.labels(code).inc(images)
 
-    def repeated(self, images: int) -> None:
-        """Count images that needed no encoding."""
-        self._repeats.inc(images)
-
-    def encoder_failed(self) -> None:
-        """Count a batch that the encoder could not compute."""
-        self._encoder_failures.inc()
-
-    def triton_restarted(self) -> None:
-        """Count a tritonserver that has failed and is started anew."""
-        self._triton_restarts.inc()
-
     def canary_answered(self) -> None:
         """The canary came back right just now; before the first time, its age counts from the start."""
         self._canary_answered_at = time.monotonic()
-
-    def watch_memory(self, device: str, held_bytes: Callable[[], float]) -> None:
-        """Ask `held_bytes` at each scrape for the memory that the encoder holds on a device."""
-        self._encoder_memory.labels(device).set_function(held_bytes)
-
-    def serves(self, **facts: str) -> None:
-        """Tell what this service is: version, checkpoint, ... become the labels of `embed_service_info`."""
-        self._service.info(facts)

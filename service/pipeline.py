@@ -79,7 +79,7 @@ class Pipeline:
 
     def embed(self, rows: Sequence[Row]) -> list[Outcome]:
         """Each row's embedding (float32 `[D]`) or its fault, in the rows' order. A row's fault is never raised."""
-        with self._metrics.batch_in_the_works():
+        with self._metrics.busy_lanes.track_inprogress():
             images = [_attempt(self._decoder.image_bytes, *row) for row in rows]
             readable = [image for image in images if not isinstance(image, Fault)]
             embedded = iter(self._embed_new(readable, self._cache) if self._cache else self._embed_all(readable))
@@ -98,7 +98,7 @@ class Pipeline:
             outcomes[digest] = outcome
             if not isinstance(outcome, Fault) and new[digest] != self._canary:
                 cache.put(digest, outcome)
-        self._metrics.repeated(len(images) - len(new))
+        self._metrics.repeats.inc(len(images) - len(new))
         return [outcomes[digest] for digest in digests]
 
     def _embed_all(self, images: Sequence[bytes | memoryview]) -> list[Outcome]:

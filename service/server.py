@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from service import __version__
@@ -90,7 +90,7 @@ def _serve(parts: Parts, shutdown: threading.Event) -> None:
             raise failure
         failed_at.append(time.monotonic())
         logger.error("%s; starting it anew", failure)
-        parts.metrics.triton_restarted()
+        parts.metrics.triton_restarts.inc()
         if shutdown.wait(pause):
             return
 
@@ -123,12 +123,12 @@ def _facts(settings: Settings, encoders: Sequence[Encoder], digest: str) -> dict
     return {name: ascii(fact)[1:-1] for name, fact in facts.items()}
 
 
-def _introduce(encoders: Sequence[Encoder], facts: Mapping[str, str], metrics: Metrics) -> None:
+def _introduce(encoders: Sequence[Encoder], facts: dict[str, str], metrics: Metrics) -> None:
     """Put into the metrics what this service is, and how much of its devices' memory it holds."""
-    metrics.serves(**facts)
+    metrics.service_info.info(facts)
     for encoder in encoders:
         if encoder.device.type == "cuda":  # a CPU keeps no such account; there the process' memory tells
-            metrics.watch_memory(str(encoder.device), encoder.held_bytes)
+            metrics.encoder_memory.labels(str(encoder.device)).set_function(encoder.held_bytes)
 
 
 def _shutdown_on_signals() -> threading.Event:

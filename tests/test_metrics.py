@@ -40,7 +40,7 @@ def test_memory_is_read_at_each_scrape_and_left_out_where_there_is_no_such_numbe
     metrics = Metrics()
     assert "embed_encoder_memory_bytes{" not in generate_latest(metrics.registry).decode()
     held = iter([1e9, 3e9])
-    metrics.watch_memory("cuda:0", lambda: next(held))
+    metrics.encoder_memory.labels("cuda:0").set_function(lambda: next(held))
     for expected in (1e9, 3e9):
         assert metrics.registry.get_sample_value("embed_encoder_memory_bytes", {"device": "cuda:0"}) == expected
 
@@ -49,9 +49,9 @@ def test_the_service_and_its_process_are_described() -> None:
     metrics = Metrics()
     value = metrics.registry.get_sample_value
     assert value("embed_images_total", {"code": "ok"}) == 0, "rate() sees nothing of what begins with its first event"
-    metrics.encoder_failed()
-    metrics.triton_restarted()
-    metrics.serves(version="1.2", fingerprint="0123abc")
+    metrics.encoder_failures.inc()
+    metrics.triton_restarts.inc()
+    metrics.service_info.info({"version": "1.2", "fingerprint": "0123abc"})
     assert value("embed_service_info", {"version": "1.2", "fingerprint": "0123abc"}) == 1
     assert value("embed_encoder_failures_total") == value("embed_triton_restarts_total") == 1
     assert (value("process_resident_memory_bytes") or 0) > 1e6

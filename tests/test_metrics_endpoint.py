@@ -80,9 +80,9 @@ def _samples(text: bytes) -> dict[tuple[str, ...], float]:
 
 def test_a_scrape_is_tritons_text_followed_by_ours(triton: LocalClient) -> None:
     metrics = Metrics()
-    with metrics.stage("decode"), metrics.batch_in_the_works(), _served(metrics, triton) as url:
-        metrics.encoded(3)
-        metrics.repeated(2)
+    with metrics.stage("decode"), metrics.busy_lanes.track_inprogress(), _served(metrics, triton) as url:
+        metrics.batch_images.observe(3)
+        metrics.repeats.inc(2)
         for code in ("ok", "ok", "corrupt_image"):
             metrics.answered(code)
         with pytest.raises(RuntimeError), metrics.stage("encode"):
@@ -132,7 +132,7 @@ def test_a_scrape_that_fails_is_one_event_in_the_log(
     triton: LocalClient, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     metrics = Metrics()
-    metrics.watch_memory("cuda:0", lambda: 1 / 0)  # whatever fails within a scrape
+    metrics.encoder_memory.labels("cuda:0").set_function(lambda: 1 / 0)  # whatever fails within a scrape
     with _served(metrics, triton) as url, pytest.raises(RemoteDisconnected):
         _get(f"{url}/metrics")
     assert [record.message for record in caplog.records] == ["a scrape could not be answered"]

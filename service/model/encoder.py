@@ -194,13 +194,13 @@ class Encoder:
         return torch.cuda.memory_reserved(self.device)
 
     def _run(self, images: torch.Tensor) -> npt.NDArray[np.float32]:
-        self._metrics.encoded(len(images))
+        self._metrics.batch_images.observe(len(images))
         try:
             with self._metrics.stage("encode"):
                 embeddings: npt.NDArray[np.float32] = self._run_or_halve(images).numpy()
         except BaseException:
             self.failures_in_a_row += 1
-            self._metrics.encoder_failed()
+            self._metrics.encoder_failures.inc()
             raise
         self.failures_in_a_row = 0
         return embeddings
