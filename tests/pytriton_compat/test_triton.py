@@ -1,5 +1,6 @@
 """What becomes of this process when tritonserver cannot start, or ends in the middle of something."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -246,47 +247,31 @@ def test_nobody_waits_for_a_stub_of_a_server_that_never_started_it() -> None:
         assert not any(thread.is_alive() for thread in waiting)
 
 
-@pytest.mark.parametrize("was_let_go", [True, False])
-def test_a_drain_is_no_success_where_a_stub_has_died_with_answers_that_its_lane_has_sent(
-    fake: SupervisedTriton, monkeypatch: pytest.MonkeyPatch, was_let_go: bool
+DRAINS: dict[str, tuple[bool, dict[str, Any], str]] = {
+    "its stub has ended in order": (False, {"was_let_go": True}, ""),
+    "its stub has died with answers that its lane has sent": (
+        False, {}, "a stub has died before everything accepted was answered",
+    ),
+    "its stub hangs": (
+        True, {"fell_silent": True}, "tritonserver or a stub hangs before everything accepted was answered",
+    ),
+    "its stub goes on without a batch": (True, {}, ""),
+    "its stub goes on with one": (
+        True, {"in_the_works": 1}, "requests were still in flight after 0 s and are dropped",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DRAINS)
+def test_a_drain_is_a_success_where_everything_accepted_was_answered(
+    fake: SupervisedTriton, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    lane: Any = SimpleNamespace(
-        model="embed_image", batches=7, in_the_works=0, was_let_go=was_let_go, fell_silent=False
-    )
-    lane.is_alive, lane.join = lambda: False, lambda _: None
-    fake._lanes, fake._pulses, fake._processes = [lane], [lane], [psutil.Process()]
-    monkeypatch.setattr(fake._server, "ask_to", lambda *_: True)
-    if not was_let_go:
-        with pytest.raises(ServiceFailure, match=r"^a stub has died before everything accepted was answered$"):
-            fake.drain(0)
-    else:
-        fake.drain(0)
-    assert fake._drained == was_let_go
-
-
-def test_a_drain_is_no_success_where_a_stub_hangs(fake: SupervisedTriton, monkeypatch: pytest.MonkeyPatch) -> None:
-    lane: Any = SimpleNamespace(model="embed_image", batches=7, in_the_works=0, fell_silent=True)
-    lane.is_alive, lane.join = lambda: True, lambda _: None
-    fake._lanes, fake._pulses, fake._processes = [lane], [lane], [psutil.Process()] * 2
-    monkeypatch.setattr(fake._server, "ask_to", lambda *_: True)
-    with pytest.raises(ServiceFailure, match=r"^tritonserver or a stub hangs before everything accepted was answered$"):
-        fake.drain(0)
-    assert not fake._drained
-
-
-@pytest.mark.parametrize("in_the_works", [0, 1])
-def test_a_drain_that_stubs_do_not_end_waits_for_what_is_in_the_works_and_no_longer_than_it_may(
-    fake: SupervisedTriton, monkeypatch: pytest.MonkeyPatch, in_the_works: int
-) -> None:
-    lane: Any = SimpleNamespace(model="embed_image", batches=7, in_the_works=in_the_works, fell_silent=False)
-    lane.is_alive, lane.join = lambda: True, lambda _: None
-    fake._lanes, fake._pulses, fake._processes = [lane], [lane], [psutil.Process()] * 2
+    is_alive, state, message = DRAINS[name]
+    lane: Any = SimpleNamespace(model="embed_image", batches=7, in_the_works=0, was_let_go=False, fell_silent=False)
+    vars(lane).update(state, is_alive=lambda: is_alive, join=lambda _: None)
+    fake._lanes, fake._pulses, fake._processes = [lane], [lane], [psutil.Process()] * (1 + is_alive)
     monkeypatch.setattr(fake._server, "ask_to", lambda *_: True)
     monkeypatch.setattr(room, "_DRAIN_SECONDS", 0.1)
-    if not in_the_works:
+    with pytest.raises(ServiceFailure, match=f"^{message}$") if message else contextlib.nullcontext():
         fake.drain(0)
-        assert fake._drained
-        return
-    with pytest.raises(ServiceFailure, match=r"^requests were still in flight after 0 s and are dropped$"):
-        fake.drain(0)
-    assert not fake._drained
+    assert fake._drained == (not message)
