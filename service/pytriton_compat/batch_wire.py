@@ -57,15 +57,11 @@ def receive_batch(connection: socket.socket) -> list[Entry] | None:
     Raises:
         OSError: the connection broke within a message.
     """
-    length = _receive(connection, _LENGTH.size)
-    return None if length is None else list(_unpack(_expect(connection, _LENGTH.unpack(length)[0])))
-
-
-def _expect(connection: socket.socket, size: int) -> memoryview:
-    body = _receive(connection, size)
-    if body is None:
+    if (length := _receive(connection, _LENGTH.size)) is None:
+        return None
+    if (body := _receive(connection, _LENGTH.unpack(length)[0])) is None:
         raise ConnectionResetError("the connection ended before the message did")
-    return body
+    return list(_unpack(body))
 
 
 def _receive(connection: socket.socket, size: int) -> memoryview | None:
