@@ -41,17 +41,11 @@ class PixelValuesEncoder(Protocol):
 
 @dataclass(frozen=True)
 class Parameters:
-    """The parameters of one request; the instance that an endpoint holds has the defaults.
+    """The parameters of one request; the instance that an endpoint holds has the defaults."""
 
-    Attributes:
-        base64_encoded: every row of the request is base64 text.
-        normalize: divide each embedding by its L2 norm.
-        embed_model: the name of the model that computes the embeddings.
-    """
-
-    base64_encoded: bool
-    normalize: bool
-    embed_model: str
+    base64_encoded: bool  # every row of the request is base64 text
+    normalize: bool  # divide each embedding by its L2 norm
+    embed_model: str  # the name of the model that computes the embeddings
 
     def overridden_by(self, request: Request) -> "Parameters":
         """What the request asks for, these defaults where it says nothing.

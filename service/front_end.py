@@ -49,25 +49,17 @@ _JSON_REQUEST = (
 
 
 class Parts(NamedTuple):
-    """What outlives a tritonserver.
-
-    Attributes:
-        encoders, pipelines: one of each a device.
-        known: the embedding (float32 `[D]`) of the canary's image.
-        facts: what the service is, told to clients in the models' configuration.
-        http: the address where Triton listens for HTTP.
-        metrics_port: the port of the loopback interface where Triton's own measurements are.
-    """
+    """What outlives a tritonserver, of encoders and pipelines one a device."""
 
     settings: Settings
     access: Access
     encoders: Sequence[Encoder]
     pipelines: Sequence[Pipeline]
-    known: Embedding
+    known: Embedding  # float32 `[D]`, of the canary's image
     metrics: Metrics
-    facts: Mapping[str, str]
-    http: tuple[str, int]
-    metrics_port: int
+    facts: Mapping[str, str]  # what the service is, told to clients in the models' configuration
+    http: tuple[str, int]  # the address where Triton listens for HTTP
+    metrics_port: int  # of the loopback interface, where Triton's own measurements are
 
 
 def serve_by_triton(parts: Parts, shutdown: threading.Event, start_seconds: float) -> None:

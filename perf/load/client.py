@@ -27,19 +27,12 @@ _ANSWERS_A_SLOT = 3
 
 @dataclass(frozen=True)
 class Load:
-    """A closed loop.
+    """A closed loop."""
 
-    Attributes:
-        in_flight: requests that are always under way.
-        seconds: least length of the measurement; it goes on until each slot has made two whole turns.
-        repeated: share of images that were sent before; None for the shipped photographs in turn.
-        seed: tells apart loads whose new images must differ.
-    """
-
-    in_flight: int
-    seconds: float
-    repeated: float | None = None
-    seed: int = 1
+    in_flight: int  # requests that are always under way
+    seconds: float  # least length of the measurement; it goes on until each slot has made two whole turns
+    repeated: float | None = None  # share of images that were sent before; None for the shipped photographs in turn
+    seed: int = 1  # tells apart loads whose new images must differ
 
 
 @dataclass(frozen=True)
@@ -72,8 +65,7 @@ class _Part:
     images_per_second: float
     latencies: list[float]
     errors: Counter[str]
-    cpu_seconds: float
-    wall_seconds: float
+    client_cores: float
 
 
 class OwnClient:
@@ -110,7 +102,7 @@ def _merge(parts: list[_Part]) -> LoadResult:
         p50_ms=float(p50),
         p99_ms=float(p99),
         errors=dict(sum((part.errors for part in parts), Counter())),
-        client_cores=sum(part.cpu_seconds / part.wall_seconds for part in parts),
+        client_cores=sum(part.client_cores for part in parts),
     )
 
 
@@ -155,7 +147,7 @@ class _ClosedLoop:
             await asyncio.sleep(0.01)
         self._phase, wall, cpu = "end", time.perf_counter() - wall, time.process_time() - cpu
         await asyncio.gather(*slots)
-        return _Part(self._images_per_second(), self._latencies, self._errors, cpu, wall)
+        return _Part(self._images_per_second(), self._latencies, self._errors, cpu / wall)
 
     async def _slot(self, answers: list[float]) -> None:
         for turn, request in enumerate(self._requests):

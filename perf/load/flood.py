@@ -58,25 +58,21 @@ class FloodPart(NamedTuple):
 
 def send_part(target: Target, flood: Flood) -> FloodPart:
     """One generator's part of a flood; ends when all that was sent has been answered."""
-
-    async def run() -> FloodPart:
-        async with connect(target) as connection:
-            return await _send_part(connection, flood)
-
-    return asyncio.run(run())
+    return asyncio.run(_send_part(target, flood))
 
 
-async def _send_part(connection: Connection, flood: Flood) -> FloodPart:
-    requests = itertools.cycle([connection.prepare(image) for image in images.workload()])
-    under_way, cpu = [], time.process_time()
-    for number in range(round(flood.rate * flood.seconds)):
-        await asyncio.sleep(flood.begin + number / flood.rate - time.monotonic())
-        # A generator that is too slow sends fewer, not for longer.
-        if time.monotonic() > flood.begin + flood.seconds:
-            break
-        under_way.append(asyncio.create_task(send(connection, next(requests))))
-    ended = await asyncio.gather(*under_way)
-    return FloodPart(ended, time.process_time() - cpu)
+async def _send_part(target: Target, flood: Flood) -> FloodPart:
+    async with connect(target) as connection:
+        requests = itertools.cycle([connection.prepare(image) for image in images.workload()])
+        under_way, cpu = [], time.process_time()
+        for number in range(round(flood.rate * flood.seconds)):
+            await asyncio.sleep(flood.begin + number / flood.rate - time.monotonic())
+            # A generator that is too slow sends fewer, not for longer.
+            if time.monotonic() > flood.begin + flood.seconds:
+                break
+            under_way.append(asyncio.create_task(send(connection, next(requests))))
+        ended = await asyncio.gather(*under_way)
+        return FloodPart(ended, time.process_time() - cpu)
 
 
 async def send(connection: Connection, request: Any) -> Sent:
