@@ -13,7 +13,6 @@ from perf.load.cases import Case, Outcome, Photographs, cases
 from perf.load.protocols import Target
 from perf.load.wire import Wire, connect_both
 
-
 # Seconds and requests in flight: calm, busy, a burst, a pause; new connections each time around.
 _WAVES = ((5, 2), (8, 16), (4, 240), (3, 0))
 
