@@ -60,11 +60,11 @@ def build_pipelines(
 
 
 def by_device(pipelines: Sequence[Pipeline]) -> list[Embed]:
-    """For each device a function that embeds one image there, as the canary asks for it."""
+    """For each device a function that embeds the canary's image there."""
 
-    def embed(pipeline: Pipeline, image: bytes) -> Embedding | None:
-        (outcome,) = pipeline.embed([Row(image, False)])
-        return None if isinstance(outcome, Fault) else outcome
+    def embed(pipeline: Pipeline) -> Embedding | Fault:
+        (outcome,) = pipeline.embed([Row(canary_image(), False)])
+        return outcome
 
     return [partial(embed, pipeline) for pipeline in pipelines]
 
@@ -76,8 +76,8 @@ def known_embedding(pipelines: Sequence[Pipeline]) -> Embedding:
         StartupFault: a device cannot embed it, its embedding is zero or not finite, or two devices disagree.
     """
     embeddings: list[Embedding] = []
-    for pipeline in pipelines:
-        (outcome,) = pipeline.embed([Row(canary_image(), False)])
+    for embed in by_device(pipelines):
+        outcome = embed()
         if isinstance(outcome, Fault):
             raise StartupFault(f"the image that the service tests itself with cannot be embedded: {outcome}")
         embeddings.append(outcome)

@@ -10,7 +10,7 @@ import torch
 from service import assembly
 from service.assembly import build_pipelines, by_device, known_embedding, load_encoders
 from service.cores import Cores
-from service.errors import StartupFault
+from service.errors import Fault, StartupFault
 from service.health.canary import canary_image, same_direction
 from service.metrics import Metrics
 from service.model.encoder import Encoder
@@ -62,16 +62,17 @@ def test_a_device_that_computes_otherwise_keeps_the_service_from_starting(
         known_embedding(pipelines)
 
 
-def test_each_device_is_asked_by_itself_and_tells_nothing_of_what_it_cannot_embed(
+def test_each_device_is_asked_by_itself_and_tells_of_what_it_cannot_embed(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipelines, encode = machine.pipelines(), machine.encoders[1].encode
     known = known_embedding(pipelines)
     monkeypatch.setattr(machine.encoders[1], "encode", lambda pixels: -encode(pixels))
-    first, second = (embed(canary_image()) for embed in by_device(pipelines))
-    assert first is not None and same_direction(first, known)
-    assert second is not None and same_direction(-second, known)
-    assert [embed(b"no image") for embed in by_device(pipelines)] == [None, None]
+    first, second = (embed() for embed in by_device(pipelines))
+    assert not isinstance(first, Fault) and same_direction(first, known)
+    assert not isinstance(second, Fault) and same_direction(-second, known)
+    monkeypatch.setattr(machine.encoders[1], "encode", lambda _: 1 / 0)
+    assert [isinstance(embed(), Fault) for embed in by_device(pipelines)] == [False, True]
 
 
 def test_the_devices_share_one_cache_where_there_is_to_be_one(machine: Machine) -> None:

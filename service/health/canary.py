@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from service.errors import ServiceFailure
+from service.errors import Fault, ServiceFailure
 from service.process.local_client import LocalClient
 
 logger = logging.getLogger(__name__)
@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 CANARY_PATH = "/v2/models/embed_image/infer"
 Embedding = npt.NDArray[np.float32]
 
-# An encoded image -> its embedding (float32 `[D]`), or None where it could not be embedded.
-Embed = Callable[[bytes], Embedding | None]
+# Embeds the image on one device, or says why it cannot.
+Embed = Callable[[], Embedding | Fault]
 
 Answer = Literal["right", "crowded out", "refused"]
 
@@ -128,11 +128,11 @@ class Canary:
         Raises:
             ServiceFailure: one makes another than it should.
         """
-        embeddings = [embed(canary_image()) for embed in self._devices]
-        for embedding in embeddings:
-            if embedding is not None:
-                self._compare(embedding)
-        return all(embedding is not None for embedding in embeddings)
+        outcomes = [embed() for embed in self._devices]
+        for outcome in outcomes:
+            if not isinstance(outcome, Fault):
+                self._compare(outcome)
+        return not any(isinstance(outcome, Fault) for outcome in outcomes)
 
     def _compare(self, embedding: Embedding) -> None:
         if not same_direction(embedding, self._known):

@@ -7,8 +7,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from service.errors import ServiceFailure
-from service.health.canary import Answer, Canary, Embed, canary_image, same_direction
+from service.errors import Fault, InternalFault, ServiceFailure
+from service.health.canary import Answer, Canary, Embed, Embedding, canary_image, same_direction
 from service.process.local_client import LocalClient
 
 KNOWN = np.array([3, -1, 2], np.float32)
@@ -27,12 +27,20 @@ class FakeClient:
         return self.answer
 
 
+def _device(outcome: Embedding | Fault) -> Embed:
+    return lambda: outcome
+
+
+RIGHT, WRONG = _device(KNOWN), _device(np.array([3, 1, 2], np.float32))
+FAILING = _device(InternalFault("it fails"))
+
+
 def _answer(*values: float) -> bytes:
     return json.dumps({"outputs": [{"name": "EMBEDDING", "data": values}]}).encode()
 
 
 def _send(status: int, body: bytes) -> Answer:
-    return Canary(KNOWN, cast(LocalClient, FakeClient(status, body)), [lambda _: KNOWN]).send()
+    return Canary(KNOWN, cast(LocalClient, FakeClient(status, body)), [RIGHT]).send()
 
 
 def test_it_is_the_image_itself_whatever_the_services_defaults_are() -> None:
@@ -60,23 +68,14 @@ def test_any_other_embedding_is_a_failure(body: bytes) -> None:
 
 
 def test_a_device_that_computes_wrong_numbers_is_found_although_no_request_gets_there() -> None:
-    asked: list[bytes] = []
-
-    def device(*answer: float) -> Embed:
-        def embed(image: bytes) -> Any:
-            asked.append(image)
-            return np.array(answer, np.float32) if answer else None
-
-        return embed
-
     client = cast(LocalClient, FakeClient(200, _answer(3, -1, 2)))
-    failing, right, wrong = device(), device(3, -1, 2), device(3, 1, 2)
-    assert Canary(KNOWN, client, [right, right]).send() == "right"
-    assert Canary(KNOWN, client, [right, failing]).send() == "refused"
-    with pytest.raises(ServiceFailure, match="canary"):
-        Canary(KNOWN, client, [right, wrong]).send()
-    assert asked == [canary_image()] * 6
-    assert Canary(KNOWN, client, [wrong]).send() == "right", "of one device, its answer tells"
+    assert Canary(KNOWN, client, [RIGHT, RIGHT]).send() == "right"
+    for devices in ([RIGHT, FAILING], [FAILING, RIGHT]):
+        assert Canary(KNOWN, client, devices).send() == "refused"
+    for devices in ([RIGHT, WRONG], [WRONG, RIGHT], [FAILING, WRONG]):
+        with pytest.raises(ServiceFailure, match="canary"):
+            Canary(KNOWN, client, devices).send()
+    assert Canary(KNOWN, client, [WRONG]).send() == "right", "of one device, its answer tells"
 
 
 def test_where_no_request_gets_through_the_device_is_asked() -> None:
@@ -86,11 +85,11 @@ def test_where_no_request_gets_through_the_device_is_asked() -> None:
 
     crowded, lost = FakeClient(503, b""), Lost(0, b"")
     for client in (cast(LocalClient, crowded), cast(LocalClient, lost)):
-        assert Canary(KNOWN, client, [lambda _: None]).send() == "refused"
+        assert Canary(KNOWN, client, [FAILING]).send() == "refused"
         with pytest.raises(ServiceFailure, match="canary"):
-            Canary(KNOWN, client, [lambda _: -KNOWN]).send()
+            Canary(KNOWN, client, [WRONG]).send()
     with pytest.raises(TimeoutError):
-        Canary(KNOWN, cast(LocalClient, lost), [lambda _: KNOWN]).send()
+        Canary(KNOWN, cast(LocalClient, lost), [RIGHT]).send()
 
 
 @pytest.mark.parametrize(
