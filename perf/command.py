@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import psutil
+
 from perf import machine, peers, soak
 from perf.bench import Bench
 from perf.findings import MIN_ROUNDS, Findings, NotMeasured
@@ -139,7 +141,7 @@ def _measure(measure: Callable[[], Findings], options: argparse.Namespace) -> Ro
     before = conditions(**{key: getattr(options, key) for key in (*length, "device")})
     try:
         return Row(before, measure())
-    # An OSError: the service, or a peer, has gone away. The other rows can still be measured.
-    except (NotMeasured, OSError) as reason:
+    # Where the service, or a peer, has gone away. The other rows can still be measured.
+    except (NotMeasured, OSError, psutil.NoSuchProcess) as reason:
         print(f"not measured: {reason}", flush=True)
         return Row(before, Findings(), str(reason))

@@ -6,10 +6,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+import psutil
 import pytest
 
 from perf import command
 from perf.command import main
+from perf.findings import Findings, NotMeasured
 from perf.results import FOLDER
 from perf.rows import ROWS
 from tests.integration.reference import REPOSITORY
@@ -74,6 +76,17 @@ def test_results_name_the_client_that_auto_is(path: str | None, client: str, mon
     options = command._parse(["alone", "--device", "cpu"])
     with command._bench(options):
         assert options.client == client
+
+
+@pytest.mark.parametrize(
+    "reason", [NotMeasured("too slow"), ConnectionRefusedError("nobody listens"), psutil.NoSuchProcess(1)], ids=repr
+)
+def test_a_row_whose_service_has_gone_away_is_not_measured(reason: Exception) -> None:
+    def measure() -> Findings:
+        raise reason
+
+    row = command._measure(measure, command._parse(["alone"]))
+    assert (row.not_measured, row.findings) == (str(reason), Findings())
 
 
 def test_the_readme_says_what_each_row_divides() -> None:
