@@ -16,16 +16,12 @@ import numpy.typing as npt
 from service.errors import ClientFault, Fault, InternalFault, InvalidParameter, InvalidTensor, UnknownModel
 from service.metrics import Metrics
 from service.pipeline import Embedding, Pipeline, Row, finite_or
-from service.pytriton_compat.fault_wire import fault_response
-from service.pytriton_compat.lane import Request
+from service.pytriton_compat.lane import InferenceCallable, Request, Response
 
 logger = logging.getLogger(__name__)
 
 _MAX_ID_CHARACTERS = 128
 
-Response = dict[str, npt.NDArray[Any]]
-# One response a request, in their order. Never raises.
-Endpoint = Callable[[Sequence[Request]], list[Response]]
 PixelValues = npt.NDArray[np.float32]
 R = TypeVar("R", Row, PixelValues)
 
@@ -78,7 +74,7 @@ class _OwnRequest(UnknownModel):
     """The service's own request for the sake of statistics: it is meant to be refused, so its refusal is not logged."""
 
 
-def embed_image(pipeline: Pipeline, defaults: Parameters, metrics: Metrics) -> Endpoint:
+def embed_image(pipeline: Pipeline, defaults: Parameters, metrics: Metrics) -> InferenceCallable:
     """The inference callable of `embed_image`: INPUT_IMAGE BYTES `[-1, 1]` -> EMBEDDING FP32 `[-1, D]`."""
 
     def read(request: Request) -> _Readable[Row]:
@@ -92,7 +88,7 @@ def embed_image(pipeline: Pipeline, defaults: Parameters, metrics: Metrics) -> E
     return lambda requests: _answer(requests, read, pipeline.embed, metrics.answered)
 
 
-def embed_pixel_values(encoder: PixelValuesEncoder, defaults: Parameters, own_mark: str) -> Endpoint:
+def embed_pixel_values(encoder: PixelValuesEncoder, defaults: Parameters, own_mark: str) -> InferenceCallable:
     """The inference callable for prepared pixels: PIXEL_VALUES FP32 `[-1, 3, S, S]` -> EMBEDDING FP32 `[-1, D]`.
 
     `own_mark` is the `embed_model` that the service's own requests ask for, and that no client can know.
@@ -174,9 +170,9 @@ def _normalized(embeddings: Embedding) -> Embedding:
 
 def _response(request: Request, result: Embedding | Fault) -> Response:
     if not isinstance(result, Fault):
-        return {"EMBEDDING": result}
+        return Response({"EMBEDDING": result})
     if not isinstance(result, _OwnRequest):
         names = {"request_id": request.id[:_MAX_ID_CHARACTERS]} if request.id else {}
         logger.info("%s", result, extra={"code": result.code, **names})
     status = "INVALID_ARG" if isinstance(result, ClientFault) else "INTERNAL"
-    return dict(fault_response(status, str(result)))
+    return Response({}, (status, str(result)))

@@ -10,12 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from service.endpoint import Parameters, Response, embed_image, embed_pixel_values
+from service.endpoint import Parameters, embed_image, embed_pixel_values
 from service.errors import CorruptImage, EmptyInput, Fault, InternalFault
 from service.metrics import Metrics
 from service.pipeline import Embedding, Pipeline, Row
-from service.pytriton_compat.fault_wire import read_fault
-from service.pytriton_compat.lane import Request
+from service.pytriton_compat.lane import InferenceCallable, Request, Response
 
 Given = Mapping[str, str | int | bool]
 
@@ -68,7 +67,7 @@ def _embedding(number: int, base64_encoded: bool = False) -> Embedding:
 
 def _embed_image(
     pipeline: object, defaults: Parameters = DEFAULTS, metrics: Metrics | None = None
-) -> Callable[[Sequence[Request]], list[Response]]:
+) -> InferenceCallable:
     return embed_image(cast(Pipeline, pipeline), defaults, metrics or Metrics())
 
 
@@ -84,14 +83,13 @@ def _pixels(*values: float, parameters: Given = MappingProxyType({})) -> Request
 
 def _fault(response: Response) -> str:
     """A fault response as `STATUS code: message`, which is all that it may hold."""
-    fault = read_fault(response)
-    assert fault is not None and len(response) == 1
-    return " ".join(fault)
+    assert response.fault is not None and not response.tensors
+    return " ".join(response.fault)
 
 
 def _rows(response: Response) -> list[list[float]]:
-    assert set(response) == {"EMBEDDING"}, _fault(response)
-    embeddings = response["EMBEDDING"]
+    assert response.fault is None and set(response.tensors) == {"EMBEDDING"}, response.fault
+    embeddings = response.tensors["EMBEDDING"]
     assert embeddings.dtype == np.float32 and embeddings.ndim == 2
     rows: list[list[float]] = embeddings.tolist()
     return rows
@@ -217,7 +215,7 @@ def test_an_embedding_that_is_not_finite_is_the_fault_of_its_row(value: float) -
     ids=["pipeline", "encoder", "request"],
 )
 def test_whatever_breaks_is_logged_and_told_to_nobody(
-    answer: Callable[[], list[Response]], caplog: pytest.LogCaptureFixture
+    answer: Callable[[], Sequence[Response]], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert {_fault(response) for response in answer()} == {
         "INTERNAL internal_error: the request could not be answered",

@@ -50,7 +50,7 @@ def _answers(model: SimpleNamespace, name: str, row: Any, **parameters: Any) -> 
     """Each callable's embedding of the row."""
     request = Request({name: np.array([row])}, parameters)
     answers = [infer([request])[0] for infer in model.infer]
-    return [answer["EMBEDDING"][0].tolist() for answer in answers]
+    return [answer.tensors["EMBEDDING"][0].tolist() for answer in answers]
 
 
 @pytest.mark.parametrize(("arguments", "lanes"), [((), 3), (("--lanes", "2"), 2)])

@@ -25,7 +25,15 @@ class Request(NamedTuple):
     id: str = ""
 
 
-InferenceCallable = Callable[[Sequence[Request]], Sequence[Tensors]]
+class Response(NamedTuple):
+    """The answer to a request: output tensors by name, or a fault (status of `pb_utils.TritonError`, and message)."""
+
+    tensors: Tensors
+    fault: tuple[str, str] | None = None
+
+
+# One response a request, in their order. Never raises.
+InferenceCallable = Callable[[Sequence[Request]], Sequence[Response]]
 
 
 class Lane(threading.Thread):
@@ -39,7 +47,7 @@ class Lane(threading.Thread):
     """
 
     def __init__(self, model: str, path: Path, infer: InferenceCallable) -> None:
-        """Listen at `path` from now on. `infer` gives one response a request and never raises."""
+        """Listen at `path` from now on."""
         super().__init__(name=f"{path.parent.parent.name}-{path.stem}", daemon=True)
         self.model = model
         self.batches = 0
@@ -68,7 +76,6 @@ class Lane(threading.Thread):
             self.was_let_go = batch is not None
             return False
         self.batches, self.in_the_works = self.batches + 1, len(batch)
-        responses = self._infer([Request(tensors, *detail) for tensors, detail in batch])
-        send_batch(connection, [(tensors, None) for tensors in responses])
+        send_batch(connection, self._infer([Request(tensors, *detail) for tensors, detail in batch]))
         self.in_the_works = 0
         return True

@@ -18,12 +18,13 @@ from pathlib import Path
 import triton_python_backend_utils as pb_utils
 
 from .batch_wire import receive_batch, send_batch
-from .fault_wire import read_fault
 from .pulse import keep_pulse
 
 _TERMINATION_SECONDS = 5
 _TRIM_SECONDS = 5
 _INTERNAL = "INTERNAL", "internal_error: the request could not be answered"
+# gRPC carries an error message in a header; one of 50 KB breaks the connection.
+_MAX_MESSAGE_CHARACTERS = 2000
 
 
 class TritonPythonModel:
@@ -65,7 +66,7 @@ class TritonPythonModel:
             send_batch(self._lane, entries)
             answers = receive_batch(self._lane)
             if answers is not None and len(answers) == len(entries):
-                return [tensors for tensors, _ in answers]
+                return answers
         except Exception as error:
             pb_utils.Logger.log_error(f"the lane does not answer: {error!r}")
         # What may still come would be taken for the answer to the next batch. The service ends when it sees a lane end.
@@ -77,10 +78,10 @@ class TritonPythonModel:
         arrays = {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
         return arrays, [_parameters(request), _identity(request)]
 
-    def _response(self, request, tensors):
-        # No line in the log where there is no tensor: it has been told, and see `_ask`.
-        answer = None if tensors is None else _attempt(_answer, request, tensors)
-        return answer or _error(*_INTERNAL)
+    def _response(self, request, answer):
+        # No line in the log where there is no answer: it has been told, and see `_ask`.
+        response = None if answer is None else _attempt(_answer, request, *answer)
+        return response or _error(*_INTERNAL)
 
 
 def _parameters(request):
@@ -98,9 +99,8 @@ def _identity(request):
         return ""
 
 
-def _answer(request, tensors):
-    fault = read_fault(tensors)
-    if fault is not None:
+def _answer(request, tensors, fault):
+    if fault:
         return _error(*fault)
     wanted = request.requested_output_names()
     return pb_utils.InferenceResponse([pb_utils.Tensor(name, tensors[name]) for name in tensors if name in wanted])
@@ -145,4 +145,5 @@ def _attempt(convert, *arguments):
 
 
 def _error(status, message):
-    return pb_utils.InferenceResponse([], pb_utils.TritonError(message, getattr(pb_utils.TritonError, status)))
+    code = getattr(pb_utils.TritonError, status)
+    return pb_utils.InferenceResponse([], pb_utils.TritonError(message[:_MAX_MESSAGE_CHARACTERS], code))

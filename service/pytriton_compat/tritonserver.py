@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 _HERE = Path(__file__).parent
 _STUB = "triton_python_b"  # so much of its name is left of one that has died
-_STUB_MODULES = ("batch_wire.py", "fault_wire.py", "pulse.py")  # that `stub_model.py` imports
+_STUB_MODULES = ("batch_wire.py", "pulse.py")  # that `stub_model.py` imports
 _UNANSWERED = (OSError, http.client.HTTPException)
 _ANSWER_SECONDS = 2.0
 _ADMIN_SECONDS = 20.0

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from service.pytriton_compat.batch_wire import Entry, receive_batch, send_batch
-from service.pytriton_compat.fault_wire import fault_response, read_fault
 
 Array = npt.NDArray[Any]
 
@@ -105,12 +104,6 @@ def test_a_batch_of_more_parts_than_a_socket_takes_at_a_time_survives(timeout: f
     batch: list[Entry] = [({"INPUT_IMAGE": _objects([b"%d" % number * (number % 97) for number in range(5000)])}, {})]
     ((received, _),) = _travel(batch, timeout)
     _assert_same(received, batch[0][0])
-
-
-def test_faults_and_embeddings_of_one_batch_survive() -> None:
-    fault: dict[str, Array] = dict(fault_response("INVALID_ARG", "corrupt_image: käse"))
-    received = _travel([({"EMBEDDING": GRID}, None), (fault, None)])
-    assert [read_fault(tensors) for tensors, _ in received] == [None, ("INVALID_ARG", "corrupt_image: käse")]
 
 
 def test_a_closed_connection_is_the_end_and_a_torn_message_an_error(ends: tuple[socket.socket, socket.socket]) -> None:

@@ -21,9 +21,7 @@ import psutil
 import pytest
 
 import service.pytriton_compat
-from service.pytriton_compat.batch_wire import Tensors
-from service.pytriton_compat.fault_wire import fault_response
-from service.pytriton_compat.lane import Lane, Request
+from service.pytriton_compat.lane import Lane, Request, Response
 from service.pytriton_compat.pulse import Pulse
 
 HERE = Path(service.pytriton_compat.__file__).parent
@@ -66,23 +64,23 @@ def _request(image: bytes, request_id: str = "", **parameters: object) -> Any:
     )
 
 
-def _infer(requests: Sequence[Request]) -> list[Tensors]:
+def _infer(requests: Sequence[Request]) -> list[Response]:
     """The length of the image and its parameter as an embedding; some images are faults of several kinds."""
     return [_answer(request) for request in requests]
 
 
-def _answer(request: Request) -> Tensors:
+def _answer(request: Request) -> Response:
     if not request.data:
-        return dict(fault_response("INVALID_ARG", "invalid_tensor: käse"))
+        return Response({}, ("INVALID_ARG", "invalid_tensor: käse 猫 \0\n"))
     image = request.data["IMAGE"][0, 0]
     if image == b"unknown status":
-        return dict(fault_response("NO_SUCH_STATUS", "x"))
+        return Response({}, ("NO_SUCH_STATUS", "x"))
     if image == b"who":
-        return dict(fault_response("INVALID_ARG", request.id))
+        return Response({}, ("INVALID_ARG", request.id))
     if image == b"raise":
         raise RuntimeError("a bug in /secret/path")
     number = np.array([[len(image), request.parameters.get("n", 0)]], np.float32)
-    return {"EMBEDDING": number, "NOT_ASKED_FOR": number}
+    return Response({"EMBEDDING": number, "NOT_ASKED_FOR": number})
 
 
 @pytest.fixture
@@ -92,11 +90,11 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Lane]]:
         folder = Path(path) / "folder_of_model"
         folder.mkdir()
         shutil.copy(HERE / "stub_model.py", folder / "model.py")
-        for wire in ("batch_wire.py", "fault_wire.py", "pulse.py"):
+        for wire in ("batch_wire.py", "pulse.py"):
             shutil.copy(HERE / wire, folder)
         monkeypatch.syspath_prepend(path)
         monkeypatch.setitem(sys.modules, "triton_python_backend_utils", _backend())
-        for name in ("", ".model", ".batch_wire", ".fault_wire", ".pulse"):
+        for name in ("", ".model", ".batch_wire", ".pulse"):
             monkeypatch.delitem(sys.modules, f"folder_of_model{name}", raising=False)
         monkeypatch.setattr(service.pytriton_compat.pulse, "_BEAT_SECONDS", 0.05)
         lane, pulse = Lane("model", folder / "lane-0.sock", _infer), Pulse(folder / "pulse-0.sock")
@@ -128,16 +126,18 @@ def test_each_request_gets_its_own_answer_or_fault(stub: tuple[Any, Lane]) -> No
         _request(b"unknown status"),
         _request(b""),
         _request(b"who", "käse\n7"),
+        _request(b"who", "é" * 2001),
         _request(b"who"),
     ]
     for _ in range(3):
         assert _told(model.execute(batch)) == [
             {"EMBEDDING": [[3.0, 7.0]]},
-            (3, "invalid_tensor: käse"),
+            (3, "invalid_tensor: käse 猫 \0\n"),
             INTERNAL,
             INTERNAL,
             {"EMBEDDING": [[0.0, 0.0]]},
             (3, "käse\n7"),
+            (3, "é" * 2000),
             (3, ""),
         ]
     assert _told(model.execute([_request(b"unreadable")])) == [INTERNAL]
@@ -197,7 +197,7 @@ def test_a_lane_keeps_nothing_of_a_batch_while_it_waits_for_the_next(stub: tuple
     model, lane = stub
     images, works = list[weakref.ref[Any]](), list[tuple[int, int]]()
 
-    def infer(requests: Sequence[Request]) -> list[Tensors]:
+    def infer(requests: Sequence[Request]) -> list[Response]:
         works.append((lane.batches, lane.in_the_works))
         images.extend(weakref.ref(request.data["IMAGE"]) for request in requests)
         return _infer(requests)
