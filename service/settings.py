@@ -8,7 +8,7 @@ import argparse
 import contextlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -209,7 +209,7 @@ def load_settings(arguments: Sequence[str]) -> Settings:
         StartupFault: an unknown setting, a bad value, or a file that cannot be read.
         SystemExit: `--help` was asked for and printed.
     """
-    _refuse_unknown_variables(os.environ)
+    _refuse_unknown_variables()
     try:
         command_line: dict[str, Any] = {"_cli_parse_args": list(arguments)}
         settings = Settings(**command_line)
@@ -263,9 +263,9 @@ def _refuse_contradictions(settings: Settings) -> None:
         raise StartupFault("max_queue_delay_us must be less than queue_timeout_ms, or requests wait for their end")
 
 
-def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
+def _refuse_unknown_variables() -> None:
     known = {f"{_PREFIX}{name}".upper() for name in Settings.model_fields}
-    ours = (name for name in environment if name.upper().startswith(_PREFIX))
+    ours = (name for name in os.environ if name.upper().startswith(_PREFIX))
     unknown = sorted(name for name in ours if name.upper() not in known)
     if unknown:
         raise StartupFault(f"there is no setting for the environment variable {unknown[0]}; see --help")
