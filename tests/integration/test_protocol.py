@@ -107,7 +107,7 @@ def chunked(content: bytes) -> bytes:
 
 
 PRELOAD = find_library("preload")
-# Of JSON that it cannot read and encodings that it does not know, Triton says by itself that the fault is its own.
+# Of JSON that it cannot read, and of what it is not made for, Triton says by itself that the fault is its own.
 BAD, UNKNOWN = (400, 400) if PRELOAD else (500, 501)
 NO_JSON = "failed to parse the request JSON buffer: "
 EXCESSIVE = "it is nested over 1000 levels deep, or has more values than the largest batch"
@@ -210,6 +210,7 @@ HTTP = [
     Http("a negative timeout", BAD, PARSE + "'timeout': " + NO_NUMBER, whole(parameters={"timeout": -1})),
     Http("a negative priority", BAD, PARSE + "'priority': " + NO_NUMBER, whole(parameters={"priority": -1})),
     Http("a negative sequence", BAD, PARSE + "'sequence_id'", whole(parameters={"sequence_id": -1})),
+    Http("a long sequence", UNKNOWN, "string correlation ID cannot be", whole(parameters={"sequence_id": "x" * 129})),
     Http("binary output as text", BAD, PARSE + "'binary_data_output'", whole(parameters={"binary_data_output": "x"})),
     Http("the first of two values counts", 400, "unsupported_format: ",
          request().replace(b": true", b': false, "base64_encoded": true')),
@@ -546,6 +547,20 @@ def test_what_comes_compressed_does_not_become_large_out_of_nothing(
     assert status == 400 and 2**26 < int(message.removeprefix("too_many_bytes: the image has ").split()[0]) < 2**27
     code, message, _ = ask_grpc(channel, grpc_request(raw=(zeros,)), grpc.Compression.Gzip)
     assert (code, message.split(" for")[0]) == ("INTERNAL", "Unexpected error decompressing data")
+
+
+@pytest.mark.skipif(PRELOAD is None, reason="setup has found no C compiler")
+@pytest.mark.parametrize("header_length", ["5", "-1"])
+def test_what_comes_compressed_is_freed_where_its_request_is_refused(
+    unharmed: ServiceProcess, header_length: str
+) -> None:
+    tritonserver, body = unharmed.part("bin/tritonserver"), gzip.compress(b"{nope" + bytes(2**25), 1)
+    headers = {"Content-Encoding": "gzip", "Inference-Header-Content-Length": header_length}
+    before = tritonserver.memory_info().rss
+    for _ in range(20):
+        status, _ = ask(unharmed, Http("compressed", 400, "", body, headers))
+        assert status == 400
+    assert tritonserver.memory_info().rss - before < 10 * 2**25
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])

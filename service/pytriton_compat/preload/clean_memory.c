@@ -10,10 +10,12 @@
 
 enum { LEAST = 512, MOST = 128 * 1024 };
 
+void got_memory(void *memory, size_t size);
 void *__libc_malloc(size_t size);
 
 void *malloc(size_t size) {
   void *memory = __libc_malloc(size);
   if (memory != NULL && size >= LEAST && size < MOST) memset(memory, 0, size);
+  got_memory(memory, size);
   return memory;
 }

@@ -1,8 +1,8 @@
 /* What clients have sent is told as their fault.
 
    Of JSON that cannot be read, or has other things in it than a request, tritonserver says that it has failed itself
-   (HTTP 500), and of an unknown encoding that it is not made for it (501). Loaded before Triton's own (LD_PRELOAD), this
-   function makes a 400 of it. */
+   (HTTP 500), and of an unknown encoding or a long name of a sequence that it is not made for it (501). Loaded before
+   Triton's own (LD_PRELOAD), this function makes a 400 of it. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -20,7 +20,7 @@ extern _Thread_local bool json_is_excessive;
 static const char NO_JSON[] = "failed to parse the request JSON buffer: ";
 static const char *const BEGINNINGS[] = {
     NO_JSON, "failed to get request params", "Unable to parse ", "Unable to set ", "attempt to ", "parameter key ",
-    "Unsupported compression type",
+    "Unsupported compression type", "string correlation ID ",
 };
 
 static bool begins(const char *message, const char *beginning) {

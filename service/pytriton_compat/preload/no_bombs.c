@@ -18,6 +18,8 @@ struct stream {
   unsigned long total_out;
 };
 
+void writes_body(const unsigned char *next);
+
 enum { ALWAYS = 1 << 26, MOST_TIMES = 32, DATA_ERROR = -3 };
 
 int inflate(struct stream *stream, int flush) {
@@ -26,5 +28,6 @@ int inflate(struct stream *stream, int flush) {
   if (zlibs == NULL) zlibs = dlsym(dlopen("libz.so.1", RTLD_LAZY), "inflate");
   if (stream->total_out > ALWAYS && stream->total_out / MOST_TIMES > stream->total_in) return DATA_ERROR;
   if (stream->total_out + stream->available_out > INT_MAX) return DATA_ERROR;
+  writes_body(stream->next_out);
   return zlibs(stream, flush);
 }

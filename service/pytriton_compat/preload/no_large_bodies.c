@@ -17,6 +17,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+void free_lost_bodies(void);
+
 enum { MOST_FILES = 1 << 20, PIECE = 1024 };
 
 static const char TOO_LARGE[] =
@@ -43,6 +45,7 @@ static size_t count_chunks(const char *next, const char *end) {
 }
 
 ssize_t readv(int file, const struct iovec *buffers, int count) {
+  free_lost_bodies();
   ssize_t size = syscall(SYS_readv, file, buffers, count);
   if (size <= 0 || file >= MOST_FILES) return size;
   taken[file] += size < PIECE ? PIECE : (size_t)size;
