@@ -20,12 +20,14 @@ _END_SECONDS = 5
 
 def main() -> int:
     """Run the service; the exit code is 0 after a signal, 1 for a failure, 2 for a wrong setting."""
-    if sys.argv[1:2] == ["fetch"]:
-        return _fetch(sys.argv[2:])
+    fetches = sys.argv[1:2] == ["fetch"]
     _open_standard_streams()
     for number in ending_signals():
-        # Until `serve` sets its own there is nothing to clean up, and threads may be loading what takes long.
-        signal.signal(number, lambda *_: os._exit(0))
+        # Until `serve` sets its own there is nothing to clean up, and threads may be loading what takes long. A fetch
+        # that is ended has failed.
+        signal.signal(number, lambda *_: os._exit(fetches))
+    if fetches:
+        return _fetch(sys.argv[2:])
     # Only now: it takes a while to import, in which a signal would be lost on a container's process 1.
     from service.settings import load_settings, readable_log_format
 
@@ -78,8 +80,6 @@ def _end_within(seconds: float) -> None:
 
 
 def _fetch(arguments: list[str]) -> int:
-    """Fetch a checkpoint; a signal that ends this early is a failure."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     from service.fetch import fetch  # imports the hub's client
 
     try:

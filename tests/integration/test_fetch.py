@@ -3,8 +3,10 @@
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,11 +28,18 @@ def hub() -> Iterator[FakeHub]:
         yield hub
 
 
+FETCH = (sys.executable, "-m", "service", "fetch")
+
+
+def _environment(hub: FakeHub, home: Path) -> dict[str, str]:
+    """That of a fetch with an empty cache of its own."""
+    patient = {"HF_HUB_ETAG_TIMEOUT": "600", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    return {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), **patient}
+
+
 def fetch(hub: FakeHub, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`python -m service fetch` with an empty cache of its own."""
-    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), **quiet}
-    command = [sys.executable, "-m", "service", "fetch", *arguments]
+    """`python -m service fetch`, to its end."""
+    command, environment = [*FETCH, *arguments], _environment(hub, home)
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
 
 
@@ -77,6 +86,30 @@ def test_what_is_not_the_hubs_or_not_whole_is_refused_in_one_line(hub: FakeHub, 
     weights = hub.files["model.safetensors"]
     hub.files["model.safetensors"] = weights[:-1] + bytes([weights[-1] ^ 1])
     assert "other bytes than the hub's" in refusal(HUB_ID, "--revision", COMMIT, "--to", str(folder))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_does_not_wait_for_what_is_on_its_way(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    is_on_its_way, over, answer = threading.Event(), threading.Event(), hub.answer
+
+    def hold_the_weights(path: str) -> object:
+        if path.endswith(".safetensors"):
+            is_on_its_way.set()
+            over.wait()
+        return answer(path)
+
+    monkeypatch.setattr(hub, "answer", hold_the_weights)
+    command, environment = [*FETCH, HUB_ID, "--revision", COMMIT], _environment(hub, tmp_path)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as process:
+        try:
+            assert is_on_its_way.wait(120)
+            process.send_signal(number)
+            assert process.communicate(timeout=60) == (None, b"") and process.returncode == 1
+        finally:
+            over.set()
+            process.kill()
 
 
 def test_an_adapter_comes_along_and_is_not_passed_over(tmp_path: Path) -> None:
