@@ -154,13 +154,16 @@ class Results:
         return Outcomes(source_of, errors)
 
     def _tables(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, pa.Table]]:
-        """All rows, a bounded number at a time, each time with the number of their source."""
+        """All rows, a bounded number at a time, each time with the number of their source; raises CannotWrite."""
         nothing = self._schema.empty_table().select(columns or self._schema.names)
         for number, path in enumerate(self._sources()):
-            with path.open("rb") as content, pq.ParquetFile(content) as file:
-                for group in range(file.num_row_groups):
-                    rows = file.read_row_group(group, columns)  # those of earlier versions have no times
-                    yield number, pa.concat_tables([nothing, rows], promote_options="default")
+            try:
+                with path.open("rb") as content, pq.ParquetFile(content) as file:
+                    for group in range(file.num_row_groups):
+                        rows = file.read_row_group(group, columns)  # those of earlier versions have no times
+                        yield number, pa.concat_tables([nothing, rows], promote_options="default")
+            except (OSError, pa.ArrowException) as error:
+                raise CannotWrite(f"{path} cannot be read: {error}") from error
 
     def _counting(self, outcomes: Outcomes, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The rows that count: of each id those of its latest source."""

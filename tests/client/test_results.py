@@ -144,6 +144,18 @@ def test_parts_that_cannot_be_listed_are_not_taken_for_none(tmp_path: Path, monk
             results.finish()
 
 
+def test_of_many_parts_the_damaged_one_is_told(tmp_path: Path) -> None:
+    with open_results(tmp_path / "embeddings.parquet", ORIGIN, 2) as results:
+        for name in "ab":
+            results.write([_row(name)])
+        part = tmp_path / "embeddings.parquet.parts" / "00000001.parquet"
+        content = part.read_bytes()
+        part.write_bytes(content[:4] + bytes(60) + content[64:])
+        for read in (lambda: results.known(False), results.finish):
+            with pytest.raises(CannotWrite, match=f"{part} cannot be read: "):
+                read()
+
+
 def test_what_is_kept_survives_a_power_failure_by_its_name_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, kept = tmp_path / "embeddings.parquet", list[int | set[str]]()
 
