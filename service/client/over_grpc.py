@@ -30,6 +30,8 @@ from service.client.transport import (
 _TRY_AGAIN = {StatusCode.UNAVAILABLE, StatusCode.NOT_FOUND, StatusCode.DEADLINE_EXCEEDED, StatusCode.CANCELLED}
 _BROKEN = {StatusCode.INTERNAL, StatusCode.UNKNOWN}
 _REFUSED = {StatusCode.UNAUTHENTICATED, StatusCode.PERMISSION_DENIED, StatusCode.UNIMPLEMENTED}
+# A proxy's 429, unless the message says that it is too large itself.
+_LIMITED, _TOO_LARGE = StatusCode.RESOURCE_EXHAUSTED, "large"
 # How Triton begins to say that the token is missing or wrong; its status is that of overload.
 _NO_TOKEN = "This protocol is restricted"
 _UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
@@ -100,7 +102,7 @@ class GrpcTransport:
 def _meaning(code: StatusCode, message: str) -> Exception:
     if code in _REFUSED or message.startswith(_NO_TOKEN):
         return Refused(f"{code.name}: {message}")
-    if code in _TRY_AGAIN:
+    if code in _TRY_AGAIN or (code is _LIMITED and _TOO_LARGE not in message):
         return TryAgain(f"{code.name}: {message}")
     if code in _BROKEN:
         return Broken(message)

@@ -148,6 +148,7 @@ def test_a_try_without_an_answer_ends_in_time(replicas: dict[str, Replica]) -> N
         ("UNAVAILABLE", f"{RESTRICTED}, expecting", Refused(f"UNAVAILABLE: {RESTRICTED}, expecting")),
         ("NOT_FOUND", "Request for unknown model", TryAgain("NOT_FOUND: Request for unknown model")),
         ("CANCELLED", "", TryAgain("CANCELLED: ")),
+        ("RESOURCE_EXHAUSTED", "rate limited", TryAgain("RESOURCE_EXHAUSTED: rate limited")),
         ("DEADLINE_EXCEEDED", "late", TryAgain("DEADLINE_EXCEEDED: late")),
         ("UNKNOWN", "Stream removed", Broken("Stream removed")),
         ("INTERNAL", "internal_error: it failed", Broken("internal_error: it failed")),
@@ -157,6 +158,11 @@ def test_a_try_without_an_answer_ends_in_time(replicas: dict[str, Replica]) -> N
         ("INVALID_ARGUMENT", MESSAGES["400-of-a-neighbour"], TryAgain(MESSAGES["400-of-a-neighbour"])),
         ("INVALID_ARGUMENT", "caf\udce9 is closed", ImageFailed("grpc_invalid_argument: caf\\udce9 is closed")),
         ("RESOURCE_EXHAUSTED", "too\nlarge", ImageFailed("grpc_resource_exhausted: too large")),
+        (
+            "RESOURCE_EXHAUSTED",
+            "SERVER: Received message larger than max (2 vs. 1)",
+            ImageFailed("grpc_resource_exhausted: SERVER: Received message larger than max (2 vs. 1)"),
+        ),
     ],
 )
 def test_what_a_status_means_for_the_image_and_the_run(code: str, message: str, meaning: Exception) -> None:
