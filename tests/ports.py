@@ -1,22 +1,26 @@
 """Ports for the tests' own servers."""
 
 import contextlib
-import itertools
-import os
-import random
 import socket
 from collections.abc import Iterator
 
+# Below those that services look for by themselves, and systems give to whoever asks for any.
+_BLOCKS = range(10_000, 20_000, 500)
 
-def _ports() -> Iterator[int]:
-    """Ports of this process alone: those of one test run take turns, from where no other run is likely to be."""
-    worker, workers = os.environ.get("PYTEST_XDIST_WORKER", "gw0"), os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
-    first = random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID")).randrange(10_000, 18_000)
-    return itertools.count(first + int(worker.removeprefix("gw")), int(workers))
+
+def _claim() -> tuple[socket.socket, Iterator[int]]:
+    """The first port of a block, held as long as this process runs, and the others, which are its alone by that."""
+    for first in _BLOCKS:
+        guard = socket.socket()
+        with contextlib.suppress(OSError):
+            guard.bind(("127.0.0.1", first))
+            return guard, iter(range(first + 1, first + _BLOCKS.step))
+        guard.close()
+    raise OSError("other tests have all the ports")
 
 
 # Each is handed out once: what starts at the same time must not be told the same.
-_PORTS = _ports()
+_GUARD, _PORTS = _claim()
 
 
 def unused_port() -> int:

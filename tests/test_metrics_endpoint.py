@@ -20,6 +20,7 @@ from service.metrics_endpoint import metrics_endpoint
 from service.process.local_client import LocalClient
 from tests.integration.service_process import wait_for
 from tests.ports import unused_port
+from tests.serving import Quiet, serving
 
 TRITONS = b"""# HELP nv_inference_count Number of inferences performed
 # TYPE nv_inference_count counter
@@ -27,7 +28,7 @@ nv_inference_count{model="embed_image",version="1"} 23
 """
 
 
-class _Triton(BaseHTTPRequestHandler):
+class _Triton(Quiet, BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         problem = self.headers.get("Problem")
         self.send_response(503 if problem == "failing" else 200)
@@ -35,18 +36,12 @@ class _Triton(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(TRITONS[:20] if problem == "dying" else TRITONS)
 
-    def log_message(self, format: str, *args: object) -> None:
-        """Keep the tests quiet."""
-
 
 @pytest.fixture(scope="module")
 def triton_port() -> Iterator[int]:
     """Where a stand-in for Triton's metrics listens."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Triton)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield server.server_port
-    server.shutdown()
-    server.server_close()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), _Triton)) as server:
+        yield server.server_port
 
 
 @pytest.fixture

@@ -143,7 +143,7 @@ def test_faults_leave_nothing_for_the_garbage_collection(threads: ThreadPoolExec
     faults = [weakref.ref(outcome) for outcome in outcomes if isinstance(outcome, Fault)]
     del outcomes
     # A helper's thread lets go of its work only after it has given the result.
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     assert faults
     while any(fault() for fault in faults):
         assert time.monotonic() < deadline

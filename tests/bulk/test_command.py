@@ -48,9 +48,7 @@ def test_what_is_not_installed_is_exit_code_2_in_one_line(tmp_path: Path, comman
     (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('No module named {name}')")
     command_line = [sys.executable, "-m", f"service.{command}", "lake", "--out", str(tmp_path / "out")]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    result = subprocess.run(
-        command_line, cwd=REPOSITORY, env=environment, check=False, timeout=60, capture_output=True, text=True
-    )
+    result = subprocess.run(command_line, cwd=REPOSITORY, env=environment, check=False, capture_output=True, text=True)
     who = "job" if command == "bulk" else "client"
     said = f"error: No module named {name}; the {who} needs the packages of '.[{command}]'\n"
     assert (result.returncode, result.stderr) == (2, said)

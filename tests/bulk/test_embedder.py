@@ -53,7 +53,7 @@ def test_a_worker_whose_batch_does_not_end_ends(monkeypatch: pytest.MonkeyPatch)
     run, codes, over = Encoder._run_batch, list[int](), threading.Event()
 
     def hang(self: Encoder, images: Any) -> Any:
-        if not over.wait(10):
+        if not over.wait(60):
             pytest.fail("nobody has ended it")  # no Exception, which would be taken for the device's
         return run(self, images)
 

@@ -10,6 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 
+from tests.serving import Quiet, serving
+
 DIMENSION = 4
 MESSAGES = {
     "200-of-a-proxy": "Bye",
@@ -68,7 +70,7 @@ class FakeService(ThreadingHTTPServer):
         """Clients that are killed are no news."""
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Quiet, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: FakeService
 
@@ -117,19 +119,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
         self.server.answered += self.command == "POST"
 
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
 
 @contextlib.contextmanager
 def fake_service() -> Iterator[FakeService]:
     """One that runs, until the end of the block."""
-    with FakeService() as service:
-        thread = threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving(FakeService()) as service:
         try:
             yield service
         finally:
             service.gate.set()
-            service.shutdown()
-            thread.join()

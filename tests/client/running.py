@@ -61,7 +61,7 @@ class Client:
         command = ["bash", "-c", f'"$@" {shell}', "bash", sys.executable, "-m", "service.client"]
         how = {"capture_output": True, "text": True, "errors": "surrogateescape", **how}
         run = [*command, *self.arguments(source)]
-        return subprocess.run(run, cwd=self._folder, env=_ENVIRONMENT, check=False, timeout=60, **how)
+        return subprocess.run(run, cwd=self._folder, env=_ENVIRONMENT, check=False, **how)
 
     def start(self, source: object, *more: object, script: str = SCRIPT) -> subprocess.Popen[str]:
         """In the background."""
@@ -111,7 +111,7 @@ def when(condition: Callable[[], bool], act: Callable[[], None]) -> None:
     """Act beside the test, as soon as the condition holds."""
 
     def wait_and_act() -> None:
-        wait_for(condition, 60)
+        wait_for(condition)
         act()
 
     threading.Thread(target=wait_and_act).start()

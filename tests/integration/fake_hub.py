@@ -3,10 +3,11 @@
 import hashlib
 import http.server
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from tests.serving import Quiet, serving
 
 HUB_ID = "someone/siglip"
 COMMIT = "0123456789" * 4
@@ -50,7 +51,7 @@ class FakeHub(http.server.ThreadingHTTPServer):
         return entry
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class _Handler(Quiet, http.server.BaseHTTPRequestHandler):
     server: FakeHub
 
     def do_GET(self) -> None:
@@ -66,18 +67,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.do_GET()
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
-
 
 @contextmanager
 def fake_hub(files: dict[str, bytes]) -> Iterator[FakeHub]:
     """A hub for as long as the block lasts."""
-    with FakeHub(files) as hub:
-        thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield hub
-        finally:
-            hub.shutdown()
-            thread.join()
+    with serving(FakeHub(files)) as hub:
+        yield hub

@@ -40,7 +40,7 @@ def _environment(hub: FakeHub, home: Path) -> dict[str, str]:
 def fetch(hub: FakeHub, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`python -m service fetch`, to its end."""
     command, environment = [*FETCH, *arguments], _environment(hub, home)
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 def test_what_the_cache_got_is_served_offline_with_the_fingerprint_that_was_printed(
@@ -106,7 +106,7 @@ def test_a_signal_does_not_wait_for_what_is_on_its_way(
         try:
             assert is_on_its_way.wait(120)
             process.send_signal(number)
-            assert process.communicate(timeout=60) == (None, b"") and process.returncode == 1
+            assert process.communicate(timeout=60)[1] == b"" and process.returncode == 1
         finally:
             over.set()
             process.kill()
@@ -145,6 +145,6 @@ load_model("{HUB_ID}", "{COMMIT}", False)
 def test_of_pickled_weights_no_conversion_is_asked_for(pickled: FakeHub, tmp_path: Path) -> None:
     environment = {**os.environ, "HF_ENDPOINT": pickled.url, "HF_HOME": str(tmp_path)}
     environment.pop("DISABLE_SAFETENSORS_CONVERSION", None)
-    subprocess.run([sys.executable, "-c", LOAD], check=True, timeout=120, env=environment)
+    subprocess.run([sys.executable, "-c", LOAD], check=True, env=environment)
     assert any(path.endswith("pytorch_model.bin") for path in pickled.asked)
     assert f"/api/models/{HUB_ID}" not in pickled.asked  # whether the converter may see it

@@ -53,7 +53,7 @@ def test_each_line_is_an_event_and_a_flood_leaves_few_of_them(tmp_path: Path) ->
 def test_what_keeps_it_from_starting_is_an_event_too() -> None:
     ports = ["--http-port", "0", "--metrics-port", "0", "--grpc-port", str(unused_port())]
     command = [sys.executable, "-m", "service", "--log-format", "json", "--device", "cuda:77", *ports]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     *_, last = (json.loads(line) for line in result.stderr.splitlines())
     assert (result.returncode, last["level"]) == (1, "CRITICAL")
     assert last["message"].startswith("device cuda:77 is not there")
@@ -79,7 +79,6 @@ def test_a_wrong_setting_is_an_event_where_the_others_ask_for_it(
         env={**os.environ, **variables},
         capture_output=True,
         text=True,
-        timeout=120,
         check=False,
     )
     (line,) = result.stderr.splitlines()

@@ -21,12 +21,12 @@ from service.pytriton_compat.tritonserver import find_library
 from tests.integration.clients import RAW_HEADERS, base64_text, embed_triton_grpc, post_json, post_raw, triton_input
 from tests.integration.load import load
 from tests.integration.reference import CHECKPOINT, photographs
-from tests.integration.service_process import ServiceProcess, service, wait_for
+from tests.integration.service_process import STOP_SECONDS, ServiceProcess, service, wait_for
 from tests.ports import unused_port
 
 AS_IT_SHOULD = "answered and ended with 0"
-# Three for each of two cores: they keep the machine busy themselves, and for no longer than they need.
-STARTS = 6
+# Two for each of two cores: they keep the machine busy themselves, and for no longer than they need.
+STARTS = 4
 
 
 def _fill_the_disk(running: ServiceProcess) -> None:
@@ -59,7 +59,7 @@ def test_a_signal_under_load_drops_nothing_gives_a_grace_and_leaves_nothing(
             except requests.ConnectionError:
                 gone_at = time.monotonic()
         assert not_ready_at is not None
-        assert running.process.wait(60) == 0, running.output()
+        assert running.process.wait(STOP_SECONDS) == 0, running.output()
         assert os.listdir(running.temporary) == []
     # In the grace, too, however long a client's thread waits for a core between its clock and its request.
     assert {sent.outcome for sent in answers if sent.at < max(signalled_at, not_ready_at + 2)} == {"right"}
@@ -127,7 +127,7 @@ def test_the_terminals_end_drains_it_too_and_a_second_signal_ends_it_at_once(tmp
         wait_for(lambda: len(answers) > 10)
         family = running.family()
         running.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: not running.is_ready(), 10)
+        wait_for(lambda: not running.is_ready())
         running.process.send_signal(signal.SIGHUP)  # which both the shell and the kernel send
         answered = len(answers)
         wait_for(lambda: len(answers) > answered + 10)
@@ -167,24 +167,6 @@ def test_the_next_start_removes_what_one_that_was_killed_has_left(tmp_path: Path
         killed.kill()
 
 
-KILLED_TESTS = """
-import pathlib, sys, time
-from tests.integration.service_process import ServiceProcess
-
-print(ServiceProcess(pathlib.Path(sys.argv[1])).process.pid, flush=True)
-time.sleep(600)
-"""
-
-
-def test_a_service_of_tests_that_are_killed_ends_with_them(tmp_path: Path) -> None:
-    command, environment = [sys.executable, "-c", KILLED_TESTS, str(tmp_path)], {**os.environ, "TMPDIR": str(tmp_path)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as run:
-        assert run.stdout is not None
-        left = psutil.Process(int(run.stdout.readline()))
-        run.kill()
-    assert not psutil.wait_procs([left], timeout=60)[1]
-
-
 @pytest.mark.timeout(1200)
 def test_it_becomes_ready_every_time_on_a_busy_machine(tmp_path: Path) -> None:
     with ThreadPoolExecutor(STARTS) as threads:
@@ -207,7 +189,7 @@ def test_it_starts_whatever_its_checkpoint_and_model_are_called_without_a_path_a
         assert told[0] == told[1] and told[0]["checkpoint"] == r"mod\xe8le \u6a21\u578b"
         assert (told[0]["default_base64_encoded"], told[0]["default_normalize"]) == ("true", "false")
         no_request_of_its_own = 'nv_inference_count{model="drawings",version="1"} 0\n'
-        wait_for(lambda: no_request_of_its_own not in running.metrics(), 30)
+        wait_for(lambda: no_request_of_its_own not in running.metrics())
 
 
 def _parameters(running: ServiceProcess, model: str) -> dict[str, str]:
@@ -233,8 +215,6 @@ def test_a_taken_port_is_one_clear_line(running: ServiceProcess) -> None:
         (["--max-batch-size", "0"], 2, "max_batch_size: Input should be greater than or equal to 1, not '0'"),
         (["--config", "nowhere.toml"], 2, "the settings file nowhere.toml is not there"),
         (["--checkpoint", "./nowhere"], 1, "checkpoint './nowhere' is no folder"),
-        (["--checkpoint", "perf/architectures/base-patch16-224"], 1, "--random-weights true"),
-        (["--device", "cuda:77"], 1, "device cuda:77 is not there"),
     ],
 )
 def test_what_keeps_it_from_starting_is_one_clear_line(arguments: list[str], exit_code: int, message: str) -> None:
@@ -255,7 +235,7 @@ def test_what_nobody_has_foreseen_is_one_clear_line_too() -> None:
 
 def _run(*arguments: str, program: Sequence[str] = (sys.executable,)) -> "subprocess.CompletedProcess[str]":
     command = [*program, "-m", "service", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def _start_embed_stop(folder: Path) -> str:

@@ -3,14 +3,17 @@
 import http.server
 import json
 import socket
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from service.errors import ServiceFailure
+from service.probe import probe as ask
+from service.process.local_client import LocalClient
 from tests.integration.probing import probe
 from tests.ports import unused_port
+from tests.serving import Quiet, serving
 
 METADATA = {"outputs": [{"name": "EMBEDDING", "shape": [-1, 3]}]}
 
@@ -29,13 +32,8 @@ class Fake(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answers = {"ready": (200, ""), "embed_image": (200, METADATA), "infer": (200, answer(3, -1, 2))}
 
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        return f"http://127.0.0.1:{self.server_port}"
 
-
-class _Handler(http.server.BaseHTTPRequestHandler):
+class _Handler(Quiet, http.server.BaseHTTPRequestHandler):
     server: Fake
 
     def do_GET(self) -> None:
@@ -50,18 +48,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers["Content-Length"]))
         self.do_GET()
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
-
 
 @pytest.fixture
 def fake() -> Iterator[Fake]:
-    with Fake() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
+    with serving(Fake()) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.mark.parametrize(
@@ -81,9 +72,11 @@ def fake() -> Iterator[Fake]:
 )
 def test_one_line_says_what_is_wrong(fake: Fake, asked: str, status: int, content: Any, line: str) -> None:
     fake.answers[asked] = status, content
-    found = probe("--url", fake.url)
-    assert found.stdout.startswith(line) and found.stdout.count("\n") == 1 and not found.stderr
-    assert found.returncode == (1 if line.startswith("not") else 0)
+    try:
+        told = ask(LocalClient("127.0.0.1", fake.server_port), 5.0)
+    except ServiceFailure as failure:
+        told = f"not able: {failure}"
+    assert told.startswith(line) and "\n" not in told
 
 
 def test_nobody_there_and_nobody_answering() -> None:

@@ -24,6 +24,7 @@ from tests.images import sample
 from tests.integration.clients import RAW_HEADERS, Embeddings, base64_text, post_raw, read_raw_answer, triton_input
 from tests.integration.service_process import ServiceProcess
 from tests.ports import unused_port
+from tests.serving import Quiet, serving
 
 pytestmark = pytest.mark.skipif(find_nginx() is None, reason="nginx is not installed")
 
@@ -145,14 +146,13 @@ def test_of_a_request_goes_on_only_what_was_looked_at(tmp_path: Path, path: str)
     """What else Triton would read can end it, fill its memory, or have it hang up and be left out for that."""
     seen: list[tuple[str, set[str]]] = []
 
-    class BackEnd(BaseHTTPRequestHandler):
+    class BackEnd(Quiet, BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             seen.append((self.path, {name.lower() for name in self.headers}))
             self.send_response(200)
             self.end_headers()
 
-    with HTTPServer(("127.0.0.1", unused_port()), BackEnd) as back_end:
-        threading.Thread(target=back_end.serve_forever, daemon=True).start()
+    with serving(HTTPServer(("127.0.0.1", 0), BackEnd)) as back_end:
         proxy = Proxy(tmp_path, [back_end.server_port], unused_port())
         try:
             with proxy.connect(source="127.0.0.2") as connection:
@@ -163,7 +163,6 @@ def test_of_a_request_goes_on_only_what_was_looked_at(tmp_path: Path, path: str)
                 assert connection.recv(12) == b"HTTP/1.1 200"
         finally:
             proxy.stop()
-            back_end.shutdown()
     assert seen == [(INFER, {"host", *(name.lower() for name in known)})]
 
 
@@ -202,15 +201,13 @@ def test_a_wrong_method_is_refused_as_by_the_service(running: ServiceProcess, pr
 def test_more_than_64_requests_in_flight_are_refused_in_json(tmp_path: Path) -> None:
     arrived, go_on = threading.Semaphore(0), threading.Event()
 
-    class BackEnd(BaseHTTPRequestHandler):
+    class BackEnd(Quiet, BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             arrived.release()
             go_on.wait(60)
             self.close_connection = True
 
-    with ThreadingHTTPServer(("127.0.0.1", unused_port()), BackEnd) as back_end, contextlib.ExitStack() as stack:
-        threading.Thread(target=back_end.serve_forever, daemon=True).start()
-        stack.callback(back_end.shutdown)
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), BackEnd)) as back_end, contextlib.ExitStack() as stack:
         proxy = Proxy(tmp_path, [back_end.server_port], unused_port())
         stack.callback(proxy.stop)
         stack.callback(go_on.set)

@@ -4,7 +4,6 @@ import io
 from pathlib import Path
 
 import numpy as np
-import requests
 from PIL import Image
 
 from service.bulk.embedder import Embedder
@@ -37,8 +36,7 @@ def _embed_base64(running: ServiceProcess, images: list[bytes]) -> Embeddings:
 
 
 def _repeats(running: ServiceProcess) -> float:
-    metrics = requests.get(f"http://127.0.0.1:{running.metrics_port}/metrics", timeout=30).text
-    (line,) = (line for line in metrics.splitlines() if line.startswith("embed_repeats_total "))
+    (line,) = (line for line in running.metrics().splitlines() if line.startswith("embed_repeats_total "))
     return float(line.split()[1])
 
 
