@@ -95,10 +95,10 @@ def check_tls(tls: GrpcTls) -> None:
         context.load_cert_chain(tls.certificate, tls.key, password="")
     except (OSError, ValueError) as error:
         raise StartupFault(
-            "grpc_tls_cert and grpc_tls_key must be a certificate and its unencrypted key in PEM format"
+            f"grpc_tls_cert and grpc_tls_key must be a certificate and its unencrypted key in PEM format: {error}"
         ) from error
     try:
         if tls.client_ca is not None:
             context.load_verify_locations(tls.client_ca)
     except OSError as error:
-        raise StartupFault("grpc_tls_client_ca must be a file of certificates in PEM format") from error
+        raise StartupFault(f"grpc_tls_client_ca must be a file of certificates in PEM format: {error}") from error
