@@ -563,6 +563,29 @@ def test_what_comes_compressed_is_freed_where_its_request_is_refused(
     assert tritonserver.memory_info().rss - before < 10 * 2**25
 
 
+LONG_TEXTS: dict[str, dict[str, Any]] = {
+    "id": {"id": "x" * 2**20 + "x"},
+    "value": {"parameters": {"embed_model": "x" * 2**20}},
+    "name": {"parameters": {"x" * 2**20 + "x": True}},
+    "sum": {"id": "x" * 2**19, "parameters": {"x" * 2**19: 1, "y": 0.5}},
+}
+
+
+@pytest.mark.skipif(PRELOAD is None, reason="setup has found no C compiler")
+@pytest.mark.parametrize("name", LONG_TEXTS)
+def test_long_texts_that_would_go_along_with_an_image_are_refused(
+    unharmed: ServiceProcess, channel: grpc.Channel, name: str
+) -> None:
+    """A few of 100 MB would hold up a lane for so long that others lose their answers."""
+    refusal = "invalid_parameter: the request's id and parameters have over 1 MiB of text"
+    assert ask(unharmed, Http(name, 400, refusal, whole(**LONG_TEXTS[name]))) == (400, refusal)
+    kinds = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}
+    parameters = {key: (kinds[type(value)], value) for key, value in LONG_TEXTS[name].get("parameters", {}).items()}
+    message = grpc_request(parameters=parameters)
+    message.id = LONG_TEXTS[name].get("id", "")
+    assert ask_grpc(channel, message)[:2] == ("INVALID_ARGUMENT", refusal)
+
+
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_200_mb_are_refused(
     unharmed: ServiceProcess, channel: grpc.Channel, alone: np.ndarray[Any, Any], protocol: str
