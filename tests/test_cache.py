@@ -28,6 +28,11 @@ def _kept(cache: EmbeddingCache, numbers: range) -> list[int]:
     return [number for number in numbers if _digest(number) in found]
 
 
+def test_an_image_is_known_by_its_bytes_alone() -> None:
+    assert EmbeddingCache.digest(b"image") == EmbeddingCache.digest(bytes(bytearray(b"image")))
+    assert len({EmbeddingCache.digest(data) for data in (b"", b"\0", b"\0\0", b"image", b"Image")}) == 5
+
+
 def test_what_was_not_used_for_the_longest_time_goes_first() -> None:
     cache = EmbeddingCache(3 * PRICE)
     for number in range(3):

@@ -8,8 +8,9 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -187,56 +188,52 @@ LOSSES = {
 
 
 class End(NamedTuple):
-    """The exit code of a service, what it has printed, and the statuses that were left to its clients."""
+    """The exit code of a service, what it has printed, the statuses that its clients got, and how many got none."""
 
     exit_code: int
     output: str
     statuses: set[int]
+    lost: int
 
 
-def _lose(loss: Loss, folder: Path) -> End:
-    images = 2
-    with sabotaged_service(folder, 1) as (running, file), ThreadPoolExecutor(images) as threads:
+def _drain(folder: Path, waiting: int, said: str, act: Callable[[ServiceProcess], object]) -> End:
+    """With one image in the works, that ends after `act`, and some in the queue; `act` is for when this is said."""
+    with sabotaged_service(folder, 1) as (running, file), ThreadPoolExecutor(waiting + 1) as threads:
         file.write_text("hangs")
-        answers = [threads.submit(post_raw, running, photographs()[0]) for _ in range(images)]
-        wait_for(lambda: _is_busy(running) and _waiting(running.metrics()) == images - 1)
+        answers = [threads.submit(post_raw, running, photographs()[0]) for _ in range(waiting + 1)]
+        wait_for(lambda: _is_busy(running) and _waiting(running.metrics()) == waiting)
         running.process.send_signal(signal.SIGTERM)
-        wait_for(lambda: "draining: 1 requests in the works" in running.output())
-        begun = time.monotonic()
-        wait_for(lambda: time.monotonic() >= begun + loss.seconds)
-        running.part(loss.part).send_signal(loss.number)
+        wait_for(lambda: said in running.output())
+        act(running)
         file.unlink()
         exit_code = running.process.wait(STOP_SECONDS)
         lost = [answer for answer in answers if isinstance(answer.exception(), requests.ConnectionError)]
         statuses = {answer.result().status_code for answer in answers if answer not in lost}
-        return End(exit_code, running.output(), statuses)
+        return End(exit_code, running.output(), statuses, len(lost))
 
 
-def _last(folder: Path) -> End:
-    """With images in the works and in the queue for longer than the log takes to tell of them twice."""
-    with sabotaged_service(folder, 1) as (running, file), ThreadPoolExecutor(WAITING + 1) as threads:
-        file.write_text("hangs")
-        answers = [threads.submit(post_raw, running, photographs()[0]) for _ in range(WAITING + 1)]
-        wait_for(lambda: _is_busy(running) and _waiting(running.metrics()) == WAITING)
-        running.process.send_signal(signal.SIGTERM)
-        wait_for(lambda: "still draining" in running.output())
-        file.unlink()
-        exit_code = running.process.wait(STOP_SECONDS)
-        return End(exit_code, running.output(), {answer.result().status_code for answer in answers})
+def _lose(loss: Loss, running: ServiceProcess) -> None:
+    begun = time.monotonic()
+    wait_for(lambda: time.monotonic() >= begun + loss.seconds)
+    running.part(loss.part).send_signal(loss.number)
 
 
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Future[End]]:
     """Two at a time: they mostly wait, but a start keeps all cores busy, and tests beside this one count seconds."""
+    # What is left is told as the drain begins, and again as it goes on.
+    drains: dict[str, tuple[int, str, Callable[[ServiceProcess], object]]] = {
+        "nothing is lost": (WAITING, "still draining", lambda _: None),
+        **{name: (1, "draining: 1 requests in the works", partial(_lose, loss)) for name, loss in LOSSES.items()},
+    }
     with ThreadPoolExecutor(2) as threads:
-        losses = {name: threads.submit(_lose, loss, tmp_path_factory.mktemp("loss")) for name, loss in LOSSES.items()}
-        return {"nothing is lost": threads.submit(_last, tmp_path_factory.mktemp("drain")), **losses}
+        return {name: threads.submit(_drain, tmp_path_factory.mktemp("drain"), *how) for name, how in drains.items()}
 
 
 @pytest.mark.timeout(600)
 def test_a_drain_tells_what_is_left(ends: dict[str, Future[End]]) -> None:
     end = ends["nothing is lost"].result()
-    assert (end.exit_code, end.statuses) == (0, {200})
+    assert (end.exit_code, end.statuses, end.lost) == (0, {200}, 0)
     told = re.findall(r"INFO .*draining: 1 requests in the works, (\d+) waiting for a batch", end.output)
     assert len(told) >= 2 and {int(waiting) for waiting in told} == {WAITING}
 

@@ -32,7 +32,7 @@ END_SECONDS = 20
 # For 20 seconds and five times what full batches in both lanes take, it could still be at work.
 HANGING_ENCODER_SECONDS = 60
 AT_A_TIME = 3
-FREEZES = 2
+FREEZES = 3
 FREEZE_SECONDS = 3.5
 SHORT_FREEZE_SECONDS = 1.5
 # After a freeze, until tritonserver has found its stubs dead and another one is there, if it does.

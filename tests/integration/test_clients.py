@@ -19,6 +19,8 @@ from tests.integration.clients import (
     embed_json,
     embed_raw,
     post_json,
+    post_raw,
+    read_raw_answer,
 )
 from tests.integration.reference import photographs
 from tests.integration.service_process import ServiceProcess, wait_for
@@ -49,6 +51,14 @@ def test_the_command_for_many_images_gets_them_too_and_names_what_failed(
     names = Path(f"{out}.ids.txt").read_text().splitlines()
     expected = reference.embed([(folder / name).read_bytes() for name in names])
     assert len(names) == len(photographs()) and cosines(np.load(out), expected).min() > 0.99999
+
+
+def test_the_raw_answer_is_a_json_header_and_exactly_one_embedding(running: ServiceProcess) -> None:
+    response = post_raw(running, photographs()[0])
+    header_length = int(response.headers["Inference-Header-Content-Length"])
+    dimension = requests.get(f"{running.url}/v2/models/embed_image", timeout=30).json()["outputs"][0]["shape"][1]
+    assert len(response.content) - header_length == 4 * dimension
+    assert read_raw_answer(response).shape == (1, dimension)
 
 
 def test_normalize_gives_unit_norms_and_changes_nothing_else(running: ServiceProcess) -> None:

@@ -25,8 +25,8 @@ from tests.integration.service_process import STOP_SECONDS, ServiceProcess, serv
 from tests.ports import unused_port
 
 AS_IT_SHOULD = "answered and ended with 0"
-# Two for each of two cores: they keep the machine busy themselves, and for no longer than they need.
-STARTS = 4
+# Three for each of two cores: they keep the machine busy themselves, and for no longer than they need.
+STARTS = 6
 
 
 def _fill_the_disk(running: ServiceProcess) -> None:
@@ -167,6 +167,24 @@ def test_the_next_start_removes_what_one_that_was_killed_has_left(tmp_path: Path
         killed.kill()
 
 
+KILLED_TESTS = """
+import pathlib, sys, time
+from tests.integration.service_process import ServiceProcess
+
+print(ServiceProcess(pathlib.Path(sys.argv[1])).process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_service_of_tests_that_are_killed_ends_with_them(tmp_path: Path) -> None:
+    command, environment = [sys.executable, "-c", KILLED_TESTS, str(tmp_path)], {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as run:
+        assert run.stdout is not None
+        left = psutil.Process(int(run.stdout.readline()))
+        run.kill()
+    assert not psutil.wait_procs([left], timeout=60)[1]
+
+
 @pytest.mark.timeout(1200)
 def test_it_becomes_ready_every_time_on_a_busy_machine(tmp_path: Path) -> None:
     with ThreadPoolExecutor(STARTS) as threads:
@@ -215,6 +233,8 @@ def test_a_taken_port_is_one_clear_line(running: ServiceProcess) -> None:
         (["--max-batch-size", "0"], 2, "max_batch_size: Input should be greater than or equal to 1, not '0'"),
         (["--config", "nowhere.toml"], 2, "the settings file nowhere.toml is not there"),
         (["--checkpoint", "./nowhere"], 1, "checkpoint './nowhere' is no folder"),
+        (["--checkpoint", "perf/architectures/base-patch16-224"], 1, "--random-weights true"),
+        (["--device", "cuda:77"], 1, "device cuda:77 is not there"),
     ],
 )
 def test_what_keeps_it_from_starting_is_one_clear_line(arguments: list[str], exit_code: int, message: str) -> None:

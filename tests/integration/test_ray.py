@@ -93,7 +93,7 @@ def test_every_image_has_one_row_after_its_driver_and_a_worker_were_killed(lake:
         wait_for(lambda: bool(_parts(out)))
         workers, family = _workers(run), run.children(recursive=True)
         run.kill()
-        assert workers and not psutil.wait_procs(workers, timeout=240)[1], "a killed run leaves no worker"
+        assert workers and not psutil.wait_procs(workers, timeout=60)[1], "a killed run leaves no worker"
         _kill(family)  # two of Ray's own processes take a minute to notice
     before = {name: (out / name).stat().st_mtime_ns for name in _parts(out)}
     assert 0 < len(before) < PARTS

@@ -96,6 +96,12 @@ def _detail(luma: Pixels) -> npt.NDArray[np.float32]:
     return np.asarray(tiles.std(axis=(1, 3)), np.float32)
 
 
+def test_encoding_again_keeps_the_size(shipped: list[bytes]) -> None:
+    for jpeg, shot in zip(shipped, photographs.SHOTS, strict=True):
+        again = photographs.encode_jpeg(_decode(jpeg), shot.quality)
+        assert len(again) == pytest.approx(len(jpeg), rel=0.15)
+
+
 def test_the_generator_draws_the_shipped_pictures(shipped: list[bytes], redrawn: list[bytes]) -> None:
     # The last bits of floating-point functions and of JPEG coders differ between builds, hence the tolerance.
     for old, new in zip(shipped, redrawn, strict=True):

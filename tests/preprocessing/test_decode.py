@@ -421,6 +421,12 @@ def test_gray_of_16_bits_with_a_transparent_value_takes_few_bytes_a_pixel() -> N
     assert peak < 9 * samples.size
 
 
+@pytest.mark.parametrize("name", SMALL_NAMES)
+def test_base64_is_the_same_image(name: str) -> None:
+    data = sample(name).data
+    np.testing.assert_array_equal(_decoded(base64.b64encode(data), base64_encoded=True), _decoded(data))
+
+
 @settings(max_examples=500, deadline=None, derandomize=True, database=None)
 @given(
     data=st.binary(max_size=20),

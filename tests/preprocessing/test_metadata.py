@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.errors import CorruptImage, TooManyPixels, UnsupportedFormat
+from service.errors import ClientFault, CorruptImage, TooManyPixels, UnsupportedFormat
 from service.preprocessing import metadata
 from service.preprocessing.decode import MAX_RUN_LENGTH_BYTES, MAX_SIDE, Decoder
 from service.preprocessing.tiff import MAX_STRIPS, MAX_TAGS
@@ -33,7 +34,7 @@ from tests.hostile_images import (
     tiff_of_tags,
     tiff_of_tiles,
 )
-from tests.images import Pixels, encode, picture, png_chunk, png_header
+from tests.images import SMALL_NAMES, Pixels, encode, picture, png_chunk, png_header, sample
 
 DECODER = Decoder(2**25, 50_000_000, least_side=48)
 UPRIGHT = picture(40, 30)
@@ -206,6 +207,14 @@ def test_a_lack_of_memory_is_not_blamed_on_the_client(where: str, monkeypatch: p
     monkeypatch.setattr(where, exhausted)
     with pytest.raises(MemoryError):
         _decoded(in_png())
+
+
+@pytest.mark.parametrize("name", SMALL_NAMES)
+def test_every_beginning_of_a_file_is_looked_at_without_surprise(name: str) -> None:
+    data = sample(name).data
+    for end in range(min(len(data), 700)):
+        with suppress(ClientFault):
+            metadata.strip(data[:end])
 
 
 def test_a_little_endian_bigtiff_is_read() -> None:
