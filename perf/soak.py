@@ -4,9 +4,11 @@ Comes in: how long. Goes out: the slope of its memory, the account of all reques
 """
 
 import asyncio
+import itertools
+import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,9 +25,6 @@ TITLE = "Soak"
 WHAT = "memory, threads, file descriptors and latency of the service under good and hostile requests in waves"
 ROLES = ("service", "tritonserver", "stubs")
 
-# tritonserver gives memory back every five seconds, and the load comes in waves of twenty. Looked at in step with
-# either, what comes and goes looks like a trend: of five seconds and some milliseconds, by up to 3 MB a minute.
-_SAMPLE_SECONDS = 1.0
 _SAMPLES_A_LINE = 15
 _WARM_UP_MINUTES = 1.0
 LEAST_MINUTES = _WARM_UP_MINUTES + MIN_SLOPE_MINUTES
@@ -75,12 +74,13 @@ def soak(bench: Bench, minutes: float) -> Findings:
 
 
 async def _watch(service: Service, load: MixedLoad, minutes: float) -> list[Sample]:
-    """Put the load on, and look at the service every few seconds while it lasts."""
+    """Put the load on, and look at the service every second while it lasts."""
     samples: list[Sample] = []
     running = asyncio.create_task(load.run(minutes * 60))
     started = before = time.monotonic()
+    moments = _moments(started)
     while not running.done():
-        await asyncio.wait([running], timeout=_SAMPLE_SECONDS)
+        await asyncio.wait([running], timeout=max(0.0, next(moments) - time.monotonic()))
         # In a thread: reading what a large process has mapped takes the kernel a while.
         vitals = await asyncio.to_thread(service.vitals)
         now = time.monotonic()
@@ -90,6 +90,14 @@ async def _watch(service: Service, load: MixedLoad, minutes: float) -> list[Samp
             print(_progress(samples[-1], minutes, load.account), flush=True)
     await running
     return samples
+
+
+def _moments(started: float) -> Iterator[float]:
+    """When to look: once in each second.
+
+    Not in step with tritonserver, which gives memory back every second: what comes and goes would look like a trend.
+    """
+    return (started + second + random.random() for second in itertools.count())
 
 
 def _progress(sample: Sample, minutes: float, account: Account) -> str:
@@ -144,7 +152,7 @@ def _over_time(samples: Sequence[Sample]) -> Table:
         point = points.setdefault(str(int(sample.minute) + 1), {})
         for name, value in sample.columns().items():
             point.setdefault(name, []).append(value)
-    return Table(f"Minute by minute, a sample every {_SAMPLE_SECONDS:g} s", "minute", points)
+    return Table("Minute by minute, one sample a second", "minute", points)
 
 
 def _by_case(account: Account) -> Table:

@@ -6,10 +6,10 @@
 #include <malloc.h>
 #include <time.h>
 
-enum { PAUSE_SECONDS = 5 };
+enum { PAUSE_SECONDS = 1 };
 static time_t last;
 
-/* Does it, unless that was seconds ago. One thread calls it. */
+/* Does it, unless that was in the same second. One thread calls it. */
 void give_back_free_memory(void) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);

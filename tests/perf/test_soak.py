@@ -1,7 +1,9 @@
 """The soak: its account of requests adds up, what is wrong is counted, and too little of it gives no slope."""
 
 import asyncio
+import itertools
 import json
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -138,14 +140,14 @@ def test_the_slope_leaves_out_the_first_minute_and_shows_both_ends() -> None:
     assert len(over_time.points["2"]["memory MB"]) == 12 and len(over_time.points["2"]["p50 ms"]) == 6
 
 
-@pytest.mark.parametrize("late", [0.0, 0.01, 0.02, 0.03, 0.04, 0.05])
-def test_what_comes_and_goes_gives_no_slope(late: float) -> None:
-    """As it does in tritonserver; each look takes a little time."""
-    step = soak._SAMPLE_SECONDS + late
-    looks = [step * number for number in range(1, round(600 / step))]
-    in_heaps = [40 * (at % 5) / 5 + 30 * (at % 20.35 > 13) for at in looks]
+@pytest.mark.parametrize("seed", range(6))
+def test_what_comes_and_goes_gives_no_slope(seed: int) -> None:
+    """As it does in tritonserver: within each second, and with the waves. A second is not quite one."""
+    random.seed(seed)
+    looks = [at + 0.001 * number for number, at in enumerate(itertools.islice(soak._moments(0.0), 600))]
+    in_heaps = [10 * (at % 1) + 30 * (at % 20.02 > 13) for at in looks]
     seen = [
-        soak.Sample(at / 60, Vitals({"tritonserver": size}, 1.0, 7, 9), [], step)
+        soak.Sample(at / 60, Vitals({"tritonserver": size}, 1.0, 7, 9), [], 1.0)
         for at, size in zip(looks, in_heaps, strict=True)
     ]
     slope, *_ = soak.findings(seen, Account()).figures
