@@ -27,6 +27,10 @@ def members_of(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
             # Where tarfile cannot read on, it takes that for the end; only zeros are.
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"no end and no member after {tar.offset} bytes")
+            # Such as a second tar file behind the first one, or what a download has left behind a hole.
+            while behind := file.read(tarfile.RECORDSIZE):
+                if behind.strip(b"\0"):
+                    raise tarfile.ReadError(f"there is more behind its end after {tar.offset} bytes")
     # A header may announce more than memory or a number holds, and each one for a long name is a call within a call.
     except (tarfile.TarError, MemoryError, OverflowError, RecursionError) as error:
         raise OSError(errno.EINVAL, f"not a whole tar file: {str(error) or type(error).__name__}") from error

@@ -107,14 +107,17 @@ def test_what_a_damaged_tar_file_lacks_is_told(client: Client, tmp_path: Path) -
     for name, size in cuts.items():
         (images / f"{name}.tar").write_bytes(whole[:size])
     (images / "garbled.tar").write_bytes(whole[:2048] + b"x" * 512 + whole[2560:])
+    (images / "hole.tar").write_bytes(whole[:2048] + bytes(512) + whole[2560:])
+    (images / "joined.tar").write_bytes(2 * whole)
     (images / "whole.tar").write_bytes(whole)
     os.mkfifo(images / "pipe.tar")
     (images / "nowhere.tar").symlink_to("nowhere")
     assert client.embed(images) == 1
     assert {name: error for name, (_, error) in client.rows().items()} == {
-        **{f"{name}.tar/0.jpg": None for name in (*cuts, "garbled", "whole") if name != "start"},
+        **{f"{name}.tar/0.jpg": None for name in (*cuts, "garbled", "hole", "joined", "whole") if name != "start"},
         "image.tar/1.jpg": "unreadable: the tar file ends within it",
         "text.tar/1.jpg": None,
+        "joined.tar/1.jpg": None,
         "whole.tar/1.jpg": None,
     }
     said = client.said()
@@ -122,6 +125,8 @@ def test_what_a_damaged_tar_file_lacks_is_told(client: Client, tmp_path: Path) -
         "between.tar: not a whole tar file: no end and no member after 2048 bytes",
         "header.tar: not a whole tar file: no end and no member after 2048 bytes",
         "garbled.tar: not a whole tar file: no end and no member after 2048 bytes",
+        "hole.tar: not a whole tar file: there is more behind its end after 2048 bytes",
+        "joined.tar: not a whole tar file: there is more behind its end after 4096 bytes",
         "image.tar: not a whole tar file: unexpected end of data",
         "text.tar: not a whole tar file: unexpected end of data",
         "start.tar: not a whole tar file: truncated header",
