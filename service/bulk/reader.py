@@ -3,6 +3,8 @@
 Comes in: places. Goes out: bytes. It must not know what they are for.
 """
 
+import os
+import stat
 import threading
 from functools import lru_cache
 
@@ -30,7 +32,7 @@ class Reader:
             OSError, ValueError: it cannot be read, or has a name that Arrow does not take.
         """
         if place.size is None:
-            with self._folder.filesystem.open_input_stream(self._folder.path_of(place.file)) as stream:
+            with self._folder.filesystem.open_input_stream(self._path(place.file)) as stream:
                 whole: bytes = stream.read(most)
                 return whole
         with self._lock:  # or a tar file is opened by all that begin with it
@@ -41,4 +43,11 @@ class Reader:
         return part
 
     def _open(self, name: str) -> pa.NativeFile:
-        return self._folder.filesystem.open_input_file(self._folder.path_of(name))
+        return self._folder.filesystem.open_input_file(self._path(name))
+
+    def _path(self, name: str) -> str | bytes:
+        path = self._folder.path_of(name)
+        # Whoever opened a pipe that has taken an image's place would wait for somebody to write to it.
+        if self._folder.is_local and not stat.S_ISREG(os.stat(path).st_mode):
+            raise OSError("it is no regular file")
+        return path

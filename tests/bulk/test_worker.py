@@ -28,10 +28,15 @@ def test_rows_hold_what_the_pipeline_makes_of_each_image(job: Job, lake: Path) -
     (lake / "large.png").write_bytes(bytes(100_001))
     (lake / "gone.png").symlink_to("nowhere")
     (lake / "turned.jpg").write_bytes(sample("jpeg_turned").data)
-    answers = job.work()
-    assert [answer["images"] for answer in answers] == [4, 4, 4, 1]
+    (lake / "pipe.png").touch()
+    plan = job.plan()
+    (lake / "pipe.png").unlink()
+    os.mkfifo(lake / "pipe.png")
+    answers = job.work(plan=plan)
+    assert [answer["images"] for answer in answers] == [4, 4, 4, 2]
     rows = job.rows()
-    assert sum(answer["failed"] for answer in answers) == 2
+    assert sum(answer["failed"] for answer in answers) == 3
+    assert rows["pipe.png"][1] == "unreadable: it is no regular file", "whoever opened it would wait for ever"
     assert rows["large.png"][1].startswith("too_many_bytes: ")  # type: ignore[union-attr]
     assert rows["gone.png"][1] == "unreadable: No such file or directory"
     job.assert_embedded(job.images())
