@@ -191,9 +191,13 @@ class Folder:
         """A Parquet file whose footer has been read.
 
         Raises:
-            OSError, ArrowException: it cannot be read.
+            OSError: it cannot be read, which names it.
         """
-        return pq.ParquetFile(self.filesystem.open_input_file(f"{self.path}/{name}"))
+        path = f"{self.path}/{name}"
+        try:
+            return pq.ParquetFile(self.filesystem.open_input_file(path))
+        except (OSError, pa.ArrowException) as error:
+            raise OSError(f"{path} cannot be read: {error}") from error
 
     def write_table(self, name: str, table: pa.Table, **options: Any) -> None:
         """A Parquet file that appears whole or not at all, also where two processes write it at the same time.

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from itertools import islice
+from itertools import count, islice
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -93,7 +93,9 @@ class Plan:
         self._correct(moved)
         new, rows = new.sort_by("name"), part_rows * _CHUNKS  # so a tar file's images are in neighbouring chunks
         for start in range(0, len(new), rows):
-            plan = f"{len(self._folder.tables()):04d}.parquet"
+            there = self._folder.tables()
+            # Where somebody has removed one, their number is the name of another.
+            plan = next(name for number in count(len(there)) if (name := f"{number:04d}.parquet") not in there)
             self._put(plan, new.slice(start, rows), part_rows)
             self.chunks += self._read(plan)
         return listed
@@ -202,7 +204,7 @@ def count_failed(out: Folder, chunk: Chunk) -> int | None:
     try:
         with out.open_table(chunk.part) as part:
             rows = part.metadata
-    except (OSError, pa.ArrowException):
+    except OSError:
         return None
     errors = [rows.row_group(number).column(rows.num_columns - 1) for number in range(rows.num_row_groups)]  # the last
     return int(rows.num_rows - sum(column.statistics.null_count for column in errors))

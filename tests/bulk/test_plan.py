@@ -41,6 +41,23 @@ def test_a_plan_stays_and_new_images_become_a_plan_of_their_own(
     assert [chunk.images for chunk in last.chunks[4:]] == [1]
 
 
+def test_a_plan_that_was_removed_leaves_the_others_their_names(lake: Path, out: Folder) -> None:
+    """As a damaged one, which is told by its name: its images are planned anew, and not in the place of others."""
+    planned(lake, out)
+    (lake / "10.jpg").touch()
+    kept = planned(lake, out).chunks[-1]
+    (damaged, _) = sorted(Path(out.path, "_plan").iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-5])
+    with pytest.raises(OSError, match=f"^{damaged} cannot be read: "):
+        planned(lake, out)
+    damaged.unlink()
+    chunks = planned(lake, out).chunks
+    assert [place.name for place in planning.places_of(out, kept)] == ["10.jpg"]
+    assert chunks[0] == kept and [chunk.part for chunk in chunks[1:]] == [
+        f"0002-00000{group}.parquet" for group in range(3)
+    ]
+
+
 def test_whoever_reads_a_chunk_reads_no_more_of_the_others_the_more_there_are(
     lake: Path, out: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
