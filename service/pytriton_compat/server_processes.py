@@ -76,11 +76,11 @@ def start(command: Sequence[str], variables: Mapping[str, str]) -> subprocess.Po
         StartupFault: it would get too few open files.
     """
     now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if _within(most, _LEAST_OPEN_FILES) < _LEAST_OPEN_FILES:
+    if within(most, _LEAST_OPEN_FILES) < _LEAST_OPEN_FILES:
         raise StartupFault(f"a process may open {most} files here, and Triton needs {_LEAST_OPEN_FILES} (ulimit -Hn)")
     for limit, size in ((resource.RLIMIT_STACK, _STACK_BYTES), (resource.RLIMIT_NOFILE, max(_OPEN_FILES, now))):
         _, most = resource.getrlimit(limit)
-        resource.setrlimit(limit, (_within(most, size), most))
+        resource.setrlimit(limit, (within(most, size), most))
     # Where the system lacks it, its stubs end the server, a second later.
     mortal = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
     return subprocess.Popen(
@@ -102,11 +102,11 @@ def limit_files(processes: Collection[psutil.Process], size: int) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):  # whoever watches it will tell
             _, most = process.rlimit(psutil.RLIMIT_FSIZE)  # an ordinary user cannot raise it
-            least = _within(most, size)
+            least = within(most, size)
             process.rlimit(psutil.RLIMIT_FSIZE, (least, least))
 
 
-def _within(most: int, size: int) -> int:
+def within(most: int, size: int) -> int:
     """The size, or the most that the system allows."""
     return size if most == resource.RLIM_INFINITY else min(size, most)
 

@@ -12,7 +12,7 @@ import pytest
 
 from service.errors import StartupFault
 from service.process.ports import check_ports_are_free
-from service.pytriton_compat.server_processes import _within, environment, is_gone, listens, start
+from service.pytriton_compat.server_processes import environment, is_gone, listens, start, within
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_server_gets_what_it_needs_without_a_copy_of_this_process() -> None:
     (_, most_stack), (files, most_files) = map(resource.getrlimit, (resource.RLIMIT_STACK, resource.RLIMIT_NOFILE))
     process = start([sys.executable, "-c", HAS_BEEN_GIVEN], os.environ)
     output, _ = process.communicate(timeout=60)
-    limits = _within(most_stack, 2**27), _within(most_files, max(2**16, files))
+    limits = within(most_stack, 2**27), within(most_files, max(2**16, files))
     assert output.split() == [b"%d" % number for number in (signal.SIGTERM, *limits)]
     assert not copies
 
