@@ -24,7 +24,7 @@ from service.client.listing import id_of
 from service.client.locks import Busy
 from service.client.over_http import connect_http
 from service.client.progress import Progress, complain, say
-from service.client.results import CannotWrite, Outcomes, open_results
+from service.client.results import CannotGoOn, Outcomes, open_results
 from service.client.retry import GaveUp, Patience, persist
 from service.client.rows import Origin, report
 from service.client.sources import Images, NothingToDo, NotListed, folder_of
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _parse(arguments)
     try:
         return asyncio.run(_embed(options, arguments))
-    except (NothingToDo, NotListed, Refused, CannotWrite, Busy, ImageFailed, OSError, pa.ArrowException) as error:
+    except (NothingToDo, NotListed, Refused, CannotGoOn, Busy, ImageFailed, OSError, pa.ArrowException) as error:
         return complain(error, 2)
     except ModuleNotFoundError as error:
         return complain(f"{error}; gRPC needs 'tritonclient[grpc]'", 2)

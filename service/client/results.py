@@ -30,8 +30,8 @@ _FOLDER = b"folder"
 _TIME = "file_time"
 
 
-class CannotWrite(Exception):
-    """The results cannot go where they should. `str(error)` is one line that says what to change."""
+class CannotGoOn(Exception):
+    """What is there is nothing to go on from. `str(error)` is one line that says why."""
 
 
 class Outcomes(NamedTuple):
@@ -53,7 +53,7 @@ def open_results(out: Path, origin: Origin, dimension: int, folder: str = "") ->
         folder: the path that ids are relative to, as text; empty where they are names as they were given.
 
     Raises:
-        CannotWrite: it has another origin, or ids of another folder, or cannot be read.
+        CannotGoOn: it has another origin, or ids of another folder, or cannot be read.
         Busy: another run is writing it.
         OSError: as for any file.
     """
@@ -72,7 +72,7 @@ class Results:
     """The rows of one `--out`, of this run and of earlier ones."""
 
     def __init__(self, out: Path, parts: Path, origin: Origin, dimension: int, folder: str) -> None:
-        """Check what is there; raises CannotWrite."""
+        """Check what is there; raises CannotGoOn."""
         self._out = out
         self._parts = parts
         self._is_npy = out.suffix == ".npy"
@@ -116,20 +116,20 @@ class Results:
         return outcomes
 
     def _check(self, origin: Origin, folder: str) -> str:
-        """The folder that ids are relative to, also where only what is there tells; CannotWrite where they differ."""
+        """The folder that ids are relative to, also where only what is there tells; CannotGoOn where they differ."""
         if self._is_npy and self._out.exists() and not self._part_files():
-            raise CannotWrite(f"{self._out} is there, but not {self._parts} to go on from; choose another --out")
+            raise CannotGoOn(f"{self._out} is there, but not {self._parts} to go on from; choose another --out")
         for path in self._sources():
             try:
                 with path.open("rb") as file:  # Arrow itself would take a name with a colon for a URI
                     metadata = pq.read_schema(file).metadata or {}
             except pa.ArrowException as error:
-                raise CannotWrite(f"{path} is no parquet file: {error}") from error
+                raise CannotGoOn(f"{path} is no parquet file: {error}") from error
             if (found := Origin.of(metadata)) != origin:
-                raise CannotWrite(f"{path} is of {found}; now it would be {origin}; choose another --out")
+                raise CannotGoOn(f"{path} is of {found}; now it would be {origin}; choose another --out")
             before = metadata.get(_FOLDER, b"").decode(errors="backslashreplace")  # earlier versions wrote any bytes
             if before and folder and before != folder:
-                raise CannotWrite(f"{path} is of the folder {before}, and this is {folder}; choose another --out")
+                raise CannotGoOn(f"{path} is of the folder {before}, and this is {folder}; choose another --out")
             folder = folder or before
         return folder
 
@@ -154,7 +154,7 @@ class Results:
         return Outcomes(source_of, errors)
 
     def _tables(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, pa.Table]]:
-        """All rows, a bounded number at a time, each time with the number of their source; raises CannotWrite."""
+        """All rows, a bounded number at a time, each time with the number of their source; raises CannotGoOn."""
         nothing = self._schema.empty_table().select(columns or self._schema.names)
         for number, path in enumerate(self._sources()):
             try:
@@ -163,7 +163,7 @@ class Results:
                         rows = file.read_row_group(group, columns)  # those of earlier versions have no times
                         yield number, pa.concat_tables([nothing, rows], promote_options="default")
             except (OSError, pa.ArrowException) as error:
-                raise CannotWrite(f"{path} cannot be read: {error}") from error
+                raise CannotGoOn(f"{path} cannot be read: {error}") from error
 
     def _counting(self, outcomes: Outcomes, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The rows that count: of each id those of its latest source."""

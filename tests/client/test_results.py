@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from service.client.locks import Busy, locked
-from service.client.results import CannotWrite, open_results
+from service.client.results import CannotGoOn, open_results
 from service.client.rows import Origin, Row
 
 ORIGIN = Origin("0123", "embed_image", "False")
@@ -152,7 +152,7 @@ def test_of_many_parts_the_damaged_one_is_told(tmp_path: Path) -> None:
         content = part.read_bytes()
         part.write_bytes(content[:4] + bytes(60) + content[64:])
         for read in (lambda: results.known(False), results.finish):
-            with pytest.raises(CannotWrite, match=f"{part} cannot be read: "):
+            with pytest.raises(CannotGoOn, match=f"{part} cannot be read: "):
                 read()
 
 
@@ -244,6 +244,6 @@ def _foreign_table() -> bytes:
 )
 def test_what_no_run_could_go_on_from_is_not_written_over(tmp_path: Path, name: str, content: bytes, why: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(CannotWrite, match=why), open_results(tmp_path / name, ORIGIN, 2):
+    with pytest.raises(CannotGoOn, match=why), open_results(tmp_path / name, ORIGIN, 2):
         pass
     assert _contents(tmp_path) == {name: content}
