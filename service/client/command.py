@@ -97,7 +97,8 @@ def _url(text: str) -> str:
 
 
 def _out(text: str) -> Path:
-    path = Path(text)
+    # Where a link leads, or it would be replaced in the end, and two runs could write the same file by two names.
+    path = Path(os.path.realpath(text) if os.path.islink(text) else text)
     if path.suffix not in (".parquet", ".npy"):
         raise argparse.ArgumentTypeError(f"{text!r} ends neither in .parquet nor in .npy")
     return path

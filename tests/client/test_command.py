@@ -68,6 +68,15 @@ def test_a_npy_has_the_same_rows_as_a_parquet_file(client: Client) -> None:
     assert client.embeddings() == {number: [0.5 * bool(number)] * DIMENSION for number in range(3)}
 
 
+def test_where_a_link_leads_is_where_embeddings_go(client: Client, tmp_path: Path) -> None:
+    (disk := tmp_path / "disk").mkdir()
+    client.out.symlink_to("disk/embeddings.parquet")
+    for count in (1, 2):
+        assert client.embed(client.images(*["200"] * count, name=f"images of run {count}") / "**" / "*.JPG") == 0
+        assert client.out.is_symlink() and os.listdir(disk) == ["embeddings.parquet"]
+    assert len(client.rows()) == 3
+
+
 def test_a_run_that_was_killed_goes_on_and_every_image_is_there_once(client: Client, fake: FakeService) -> None:
     images, parts = client.images(*["200"] * 100, *["waits"] * 3), client.parts
     with client.start(images) as run:
