@@ -82,7 +82,7 @@ class Plan:
         self._metadata = {_SOURCE: source, **asdict(origin)}
         for folder in (out, self._folder):
             folder.tidy()
-        self.chunks = [chunk for name in self._folder.tables() for chunk in self._read(name)]
+        self.chunks = [chunk for name in self._plans() for chunk in self._read(name)]
         if strange := set(out.tables()) - {chunk.part for chunk in self.chunks}:  # it would count as done
             raise Mismatch(f"{out.path} has {min(strange)}, which is in no plan of {_PLANS}; choose another --out")
         self.gone = set[str]()
@@ -93,7 +93,7 @@ class Plan:
         self._correct(moved)
         new, rows = new.sort_by("name"), part_rows * _CHUNKS  # so a tar file's images are in neighbouring chunks
         for start in range(0, len(new), rows):
-            there = self._folder.tables()
+            there = self._plans()
             # Where somebody has removed one, their number is the name of another.
             plan = next(name for number in count(len(there)) if (name := f"{number:04d}.parquet") not in there)
             self._put(plan, new.slice(start, rows), part_rows)
@@ -112,6 +112,10 @@ class Plan:
         """How many images are to be embedded, for each chunk that has such: all, or those that have `failed`."""
         counts = {chunk: failed.get(chunk, chunk.images) for chunk in self.chunks}
         return {chunk: count for chunk, count in counts.items() if chunk not in failed or (count and retry_failed)}
+
+    def _plans(self) -> list[str]:
+        """Names of the plans' files. Some tools leave copies of a file, whose images would be there twice."""
+        return [name for name in self._folder.tables() if name.removesuffix(".parquet").isdecimal()]
 
     def _read(self, name: str) -> list[Chunk]:
         with self._folder.open_table(name) as plan:
@@ -142,7 +146,7 @@ class Plan:
     def _known(self) -> tuple[set[bytes], defaultdict[bytes, set[Stamp]]]:
         """The names of all images that are planned, and of each tar file the stamps that they are planned with."""
         names, stamps = set[bytes](), defaultdict[bytes, set[Stamp]](set)
-        for plan in self._folder.tables():
+        for plan in self._plans():
             for group in self._groups(plan):
                 names.update(group["name"].to_pylist())
                 columns = (group[name].to_pylist() for name in ("file", "file_size", "file_time"))
@@ -152,7 +156,7 @@ class Plan:
 
     def _correct(self, moved: Mapping[bytes, Place]) -> None:
         """Images are elsewhere than is planned; which chunk they are in stays."""
-        for plan in self._folder.tables() if moved else ():
+        for plan in self._plans() if moved else ():
             groups, is_other = list[pa.Table](), False
             for group in self._groups(plan):
                 places = _places(group)  # of one group at a time, as they take more memory than a table
