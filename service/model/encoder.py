@@ -151,8 +151,8 @@ class Encoder:
         # Prepared pixels are not recorded: their batches take memory beside the recordings'.
         self._run_batch(torch.zeros((most, 3, self.image_size, self.image_size)))
         self._time_batch(max_batch_size)
-        peak = torch.cuda.max_memory_allocated(self.device) / 2**20
-        logger.info("%s: a batch of %d takes %.0f MiB at its peak", self.device, max_batch_size, peak)
+        held = self.held_bytes() / 2**20  # a recording keeps what it needs, also where no tensor lies in it meanwhile
+        logger.info("%s: batches of up to %d take %.0f MiB, weights included", self.device, max_batch_size, held)
         return max_batch_size
 
     @torch.inference_mode()

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 Work = Callable[[], object]
 
+RESERVED_BYTES = 3 * 2**20
 _LATE = 85  # what bytes are before they are computed
 
 
@@ -175,7 +176,7 @@ def lazy_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for function in (stream, graph, device):
         monkeypatch.setattr(torch.cuda, function.__name__, function)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 0)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: RESERVED_BYTES)
     monkeypatch.setattr(torch, "_addmm_activation", _gelu_in_tanh_form)
     with _OnTheCpu():
         yield

@@ -18,7 +18,7 @@ from service.metrics import Metrics
 from service.model import encoder as encoder_room
 from service.model.encoder import Encoder
 from service.model.vision_tower import VisionTower
-from tests.model.lazy_cuda import lazy_cuda
+from tests.model.lazy_cuda import RESERVED_BYTES, lazy_cuda
 
 __all__ = ["lazy_cuda"]
 
@@ -96,6 +96,13 @@ def test_kernels_are_launched_by_the_thread_that_was_warmed_up(encoder: Encoder)
     encoder._tower = cast(VisionTower, Watched())
     encoder.encode_pixel_values(np.zeros((2, 3, 32, 32), np.float32))
     assert launchers == [encoder._launcher.submit(threading.get_ident).result()]
+
+
+def test_the_log_tells_what_the_largest_batch_takes(cold: Encoder, caplog: pytest.LogCaptureFixture) -> None:
+    """Of the device's memory, not of what tensors take of it: recordings keep theirs."""
+    caplog.set_level("INFO")
+    cold.warm_up(max(SIZES))
+    assert f"cuda:0: batches of up to 9 take {RESERVED_BYTES // 2**20} MiB, weights included" in caplog.messages
 
 
 def test_a_device_that_has_failed_is_told_by_the_batches_that_it_cannot_compute(
