@@ -60,6 +60,7 @@ class Event:
 
     def synchronize(self) -> None:
         """Wait for it."""
+        assert self.blocking, "the thread would wait at the cost of a core"
         self._stream.synchronize(self._place)
 
 
@@ -75,7 +76,9 @@ class _OnTheCpu(TorchFunctionMode):
     """Whoever names a CUDA device gets the CPU; what goes from one to the other is copied."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = {name: value for name, value in (kwargs or {}).items() if name != "pin_memory"}
+        kwargs = dict(kwargs or {})
+        if kwargs.pop("pin_memory", False):
+            return _pinned(function(*args, **kwargs))
         device = next((each for each in (*args, *kwargs.values()) if isinstance(each, torch.device)), None)
         if device is None or device.type != "cuda":
             return function(*args, **kwargs)
@@ -101,6 +104,21 @@ def _until_it_is_dropped(memory: torch.Tensor) -> torch.Tensor:
     return held
 
 
+_pinned_memory = set[int]()  # where it lies
+
+
+def _pinned(memory: torch.Tensor) -> torch.Tensor:
+    address = memory.untyped_storage().data_ptr()
+    _pinned_memory.add(address)
+    weakref.finalize(memory, _pinned_memory.discard, address)
+    return memory
+
+
+def _waits(target: torch.Tensor, _: object, non_blocking: object = False) -> bool:
+    """Whether a copy is a download, of which nobody has said that it need not be over."""
+    return target.untyped_storage().data_ptr() in _pinned_memory and not non_blocking
+
+
 class _Later(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Operators become work of the current stream; only where their results lie is known at once."""
 
@@ -108,6 +126,8 @@ class _Later(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if operator._schema.is_mutable:
             _current().work.append(partial(operator, *map(_same_memory, args), **kwargs))
+            if operator is torch.ops.aten.copy_.default and _waits(*args):
+                _current().synchronize()
             return args[0]
         results = operator(*args, **kwargs)
         memory = {each.untyped_storage().data_ptr() for each in args if isinstance(each, torch.Tensor)}
@@ -169,8 +189,8 @@ def _gelu_in_tanh_form(bias: torch.Tensor, rows: torch.Tensor, weight: torch.Ten
 
 
 @pytest.fixture
-def lazy_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """In the place of CUDA; of operators that a CPU does otherwise, too."""
+def lazy_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stream]:
+    """In the place of CUDA; of operators that a CPU does otherwise, too. It gives the default stream."""
     for name, stands_in in {"Stream": Stream, "Event": Event, "CUDAGraph": Recording}.items():
         monkeypatch.setattr(torch.cuda, name, stands_in)
     for function in (stream, graph, device):
@@ -179,4 +199,4 @@ def lazy_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: RESERVED_BYTES)
     monkeypatch.setattr(torch, "_addmm_activation", _gelu_in_tanh_form)
     with _OnTheCpu():
-        yield
+        yield _DEFAULT

@@ -18,7 +18,7 @@ from service.metrics import Metrics
 from service.model import encoder as encoder_room
 from service.model.encoder import Encoder
 from service.model.vision_tower import VisionTower
-from tests.model.lazy_cuda import RESERVED_BYTES, lazy_cuda
+from tests.model.lazy_cuda import RESERVED_BYTES, Stream, lazy_cuda
 
 __all__ = ["lazy_cuda"]
 
@@ -84,18 +84,43 @@ def test_many_callers_batches_have_the_references_embeddings(encoder: Encoder) -
             np.testing.assert_allclose(embeddings, expected, atol=1e-5)
 
 
-def test_kernels_are_launched_by_the_thread_that_was_warmed_up(encoder: Encoder) -> None:
-    """Callers that did so at the same time would write over each other's images: recordings share their memory."""
-    launchers, tower = list[int](), encoder._tower
+def test_kernels_are_launched_by_the_thread_that_was_warmed_up(cold: Encoder) -> None:
+    """Callers that did so at the same time would write over each other's images: recordings share their memory.
+
+    What libraries plan for a number of images is the thread's own, too, and may not be planned while it is recorded.
+    """
+    launches, tower = list[tuple[int, int]](), cold._tower
 
     class Watched:
         def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
-            launchers.append(threading.get_ident())
+            launches.append((threading.get_ident(), len(pixel_values)))
             return tower(pixel_values)
 
-    encoder._tower = cast(VisionTower, Watched())
-    encoder.encode_pixel_values(np.zeros((2, 3, 32, 32), np.float32))
-    assert launchers == [encoder._launcher.submit(threading.get_ident).result()]
+    cold._tower = cast(VisionTower, Watched())
+    cold.warm_up(max(SIZES))
+    cold.encode_pixel_values(np.zeros((2, 3, 32, 32), np.float32))
+    launchers, sizes = zip(*launches, strict=True)
+    assert set(launchers) == {cold._launcher.submit(threading.get_ident).result()}
+    # Each is run once and then recorded; what is not recorded comes after.
+    assert sizes == (4, 4, 3, 3, 2, 2, 1, 1, MOST_AT_ONCE, 2)
+
+
+def test_only_who_wants_embeddings_waits_for_kernels(
+    encoder: Encoder, lazy_cuda: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else uploads would wait for other callers' kernels, and the device for the next caller's."""
+    order, launch = list[str](), encoder._launch
+
+    def watched(images: torch.Tensor) -> Any:
+        order.append("uploaded")
+        launched = launch(images)
+        order.append("launched")
+        return launched
+
+    monkeypatch.setattr(encoder, "_launch", watched)
+    lazy_cuda.work.append(lambda: order.append("computed"))
+    encoder.encode(encoder.room_for(3))
+    assert order == ["uploaded", "launched", "computed"]
 
 
 def test_the_log_tells_what_the_largest_batch_takes(cold: Encoder, caplog: pytest.LogCaptureFixture) -> None:
@@ -109,10 +134,11 @@ def test_a_device_that_has_failed_is_told_by_the_batches_that_it_cannot_compute(
     encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two in a row end the process; what fails elsewhere nobody counts. Such a device gives no memory, either."""
-    empty = torch.empty
+    empty, refused = torch.empty, list[torch.dtype | None]()
 
     def without_pinned_memory(*args: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
         if pin_memory:
+            refused.append(kwargs.get("dtype"))
             raise RuntimeError("CUDA error: device-side assert triggered")
         return empty(*args, **kwargs)
 
@@ -121,6 +147,7 @@ def test_a_device_that_has_failed_is_told_by_the_batches_that_it_cannot_compute(
         with pytest.raises(RuntimeError, match="device-side assert"):
             encoder.encode(encoder.room_for(2))
         assert encoder.failures_in_a_row == failures
+        assert refused == [torch.uint8, None] * failures, "of pixels, and of embeddings"
 
 
 SPOILS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
