@@ -57,6 +57,9 @@ def environment(
         # Here the operator's come first: of two that hand out memory, only the first one's is then used.
         "LD_PRELOAD": _joined(own.get("LD_PRELOAD"), preload),
         "LD_LIBRARY_PATH": _joined(libpython, own.get("LD_LIBRARY_PATH"), libraries),
+        # Models run in this process. By itself a server takes memory of every GPU that it sees, also of those that are
+        # none of this service's, and locks 256 MiB of the host's for them.
+        "CUDA_VISIBLE_DEVICES": "",
         "EMBED_LARGEST_TENSOR": str(largest_tensor),
         "EMBED_LARGEST_REQUEST": str(largest_request),
     }

@@ -41,6 +41,12 @@ def test_a_server_heeds_what_the_operator_has_set(monkeypatch: pytest.MonkeyPatc
     assert (variables["MALLOC_ARENA_MAX"], variables["PATH"]) == ("9", f"{sys.exec_prefix}/bin:/opt/bin")
 
 
+def test_a_server_sees_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take memory of each one, and computes on none."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert environment(None, Path("first"), Path("last"), 7, 9)["CUDA_VISIBLE_DEVICES"] == ""
+
+
 def test_a_server_does_not_end_of_a_file_that_is_larger_than_it_may_be(tmp_path: Path) -> None:
     """Its shared memory is one."""
     write = 'ulimit -f 0; echo x > "$0"; echo it goes on'
