@@ -4,6 +4,7 @@ Comes in: uint8 pixels `[N, S, S, 3]`, or ready float32 pixel values `[N, 3, S, 
 `[N, D]`, the model's `pooler_output`. It must not know of images, requests or batching.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -91,11 +92,11 @@ class Encoder:
     def room_for(self, count: int) -> npt.NDArray[np.uint8]:
         """An array for the pixels of `count` images, `[count, S, S, 3]`, where the device reads them fastest."""
         shape = (count, self.image_size, self.image_size, 3)
-        try:
-            pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self._on_cuda)
-        except RuntimeError:  # of a device that has failed; `encode` is where that is told and counted
-            pixels = torch.empty(shape, dtype=torch.uint8)
-        return pixels.numpy()
+        if self._on_cuda:
+            # A device that has failed raises; `encode` is where that is told and counted.
+            with contextlib.suppress(RuntimeError), torch.cuda.device(self.device):
+                return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+        return torch.empty(shape, dtype=torch.uint8).numpy()
 
     def encode(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """uint8 RGB pixels `[N, S, S, 3]` -> float32 embeddings `[N, D]`, row by row in the same order."""
@@ -213,7 +214,7 @@ class Encoder:
             if len(images) == 1:
                 raise
             logger.warning("a batch of %d does not fit into the memory of %s; trying halves", len(images), self.device)
-        torch.cuda.empty_cache()
+        # Not in the handler, which holds what the whole batch has taken.
         return torch.cat([self._run_batch(half) for half in images.chunk(2)])
 
     @torch.inference_mode()
@@ -233,13 +234,18 @@ class Encoder:
         return torch.cat([self._forward(piece) for piece in pieces])
 
     def _run_on_cuda(self, images: torch.Tensor) -> torch.Tensor:
-        """Upload and download overlap the work of other callers; only the kernels are launched in turns."""
-        with torch.cuda.device(self.device), torch.cuda.stream(self._upload):
-            images = images.to(self.device)
-        downloaded, done = self._launcher.submit(self._launch, images).result()
-        # Until here `images` must live: to the allocator its memory is the upload stream's, and free for the next
-        # upload as soon as nobody holds it.
-        done.synchronize()
+        """Upload and download overlap the work of other callers; only the kernels are launched in turns.
+
+        All of it with this device as the current one: a thread that names none gets a context on the first one, which
+        takes hundreds of MB there.
+        """
+        with torch.cuda.device(self.device):
+            with torch.cuda.stream(self._upload):
+                images = images.to(self.device)
+            downloaded, done = self._launcher.submit(self._launch, images).result()
+            # Until here `images` must live: to the allocator its memory is the upload stream's, and free for the next
+            # upload as soon as nobody holds it.
+            done.synchronize()
         return downloaded
 
     @torch.inference_mode()

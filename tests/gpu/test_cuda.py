@@ -63,6 +63,18 @@ for failures in (1, 2):
 os._exit(0)
 """
 
+# Lanes, whose current device is the first one, on the second.
+ALONE = """
+from concurrent.futures import ThreadPoolExecutor
+import torch
+from tests.gpu.test_cuda import _encoder
+
+encoder = _encoder("demo", "float32", 2, "cuda:1")
+with ThreadPoolExecutor(2) as lanes:
+    list(lanes.map(lambda count: encoder.encode(encoder.room_for(count)), [1, 2] * 8))
+assert torch._C._cuda_hasPrimaryContext(1) and not torch._C._cuda_hasPrimaryContext(0)
+"""
+
 Pixels = npt.NDArray[np.uint8]
 Vectors = npt.NDArray[np.float32]
 
@@ -199,10 +211,20 @@ def test_attention_is_cudnns_where_torch_has_found_it_to_be_faster(queries: int)
         assert SDPBackend(torch._fused_sdp_choice(query, key, value)) == SDPBackend.CUDNN_ATTENTION
 
 
+def _run(program: str) -> None:
+    ended = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+
+
 def test_a_device_that_fails_for_good_fails_batches_and_not_the_process() -> None:
     """The watchdog ends the process then, when those are answered; an abort would drop them."""
-    ended = subprocess.run([sys.executable, "-c", FAILING], cwd=REPOSITORY, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr[-2000:]
+    _run(FAILING)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one CUDA device")
+def test_a_second_device_alone_takes_nothing_of_the_first() -> None:
+    """There may be another's work on it."""
+    _run(ALONE)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one CUDA device")

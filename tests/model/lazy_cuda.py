@@ -21,6 +21,7 @@ Work = Callable[[], object]
 
 RESERVED_BYTES = 3 * 2**20
 _LATE = 85  # what bytes are before they are computed
+_ON_THE_FIRST = "CUDA would make a context on the first device, whichever the current one should be"
 
 
 class Stream:
@@ -60,6 +61,7 @@ class Event:
 
     def synchronize(self) -> None:
         """Wait for it."""
+        assert is_chosen(), _ON_THE_FIRST
         assert self.blocking, "the thread would wait at the cost of a core"
         self._stream.synchronize(self._place)
 
@@ -78,7 +80,7 @@ class _OnTheCpu(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if kwargs.pop("pin_memory", False):
-            return _pinned(function(*args, **kwargs))
+            return _pinned(partial(function, *args, **kwargs))
         device = next((each for each in (*args, *kwargs.values()) if isinstance(each, torch.device)), None)
         if device is None or device.type != "cuda":
             return function(*args, **kwargs)
@@ -107,7 +109,12 @@ def _until_it_is_dropped(memory: torch.Tensor) -> torch.Tensor:
 _pinned_memory = set[int]()  # where it lies
 
 
-def _pinned(memory: torch.Tensor) -> torch.Tensor:
+def _pinned(make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """Memory of the host, which is there at once, and belongs to no stream."""
+    assert is_chosen(), _ON_THE_FIRST
+    with _disable_current_modes():
+        memory = make()
+        memory.fill_(torch.nan if memory.is_floating_point() else _LATE)
     address = memory.untyped_storage().data_ptr()
     _pinned_memory.add(address)
     weakref.finalize(memory, _pinned_memory.discard, address)
@@ -177,11 +184,20 @@ def graph(recording: Recording, **_: object) -> Iterator[None]:
         yield
 
 
+def is_chosen() -> bool:
+    """Whether this thread has said which device is its current one."""
+    return getattr(_thread, "is_chosen", False)
+
+
 @contextlib.contextmanager
 def device(_: torch.device) -> Iterator[None]:
     """Stands for `torch.cuda.device`: there are no operators of CUDA but within."""
-    with _OnTheCpu(), _Later():  # type: ignore[no-untyped-call]
-        yield
+    before, _thread.is_chosen = is_chosen(), True
+    try:
+        with _OnTheCpu(), _Later():  # type: ignore[no-untyped-call]
+            yield
+    finally:
+        _thread.is_chosen = before
 
 
 def _gelu_in_tanh_form(bias: torch.Tensor, rows: torch.Tensor, weight: torch.Tensor, use_gelu: bool) -> torch.Tensor:
