@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from perf import images
+from perf import images, machine
 from perf.bench import IN_FLIGHT, Bench
 from perf.findings import Figure, Findings, NotMeasured, number
 from perf.in_process import BASE, DEMO, SO400M, Checkpoint, Components, bare_loops, encoder_alone
@@ -95,7 +95,7 @@ def overhead(bench: Bench) -> Findings:
 def _overhead_figure(name: str, results: Sequence[LoadResult], reference: Sequence[float], cores: float) -> Figure:
     left = [discounted(result.images_per_second, result.client_cores, cores) for result in results]
     client = statistics.median(result.client_cores for result in results)
-    note = f"{_median(left)} / {_median(reference)} images/s; client: {client:.2f} of {cores} cores"
+    note = f"{_median(left)} / {_median(reference)} images/s; client: {client:.2f} of {machine.cores()} cores"
     return Figure(f"{name}, client's CPU time discounted", "ratio", left, reference, at_least=0.8, note=note)
 
 
