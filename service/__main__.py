@@ -26,6 +26,7 @@ def main() -> int:
         # Until `serve` sets its own there is nothing to clean up, and threads may be loading what takes long. A fetch
         # that is ended has failed.
         signal.signal(number, lambda *_: os._exit(fetches))
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # what whoever starts this process has blocked would never come
     if fetches:
         return _fetch(sys.argv[2:])
     # Only now: it takes a while to import, in which a signal would be lost on a container's process 1.
@@ -47,7 +48,6 @@ def main() -> int:
         serve(settings)
         exit_code = 0
     except Exception as error:
-        _end_within(_END_SECONDS)
         exit_code = _complain(_foreseen(error), 1, settings.log_format)
     logging.shutdown()
     # Lanes, also those of a tritonserver that has failed, may still be inside the model, and helpers inside a decoder.
@@ -71,9 +71,9 @@ def _foreseen(error: Exception) -> Exception:
     return ServiceFailure.of(error)
 
 
-def _end_within(seconds: float) -> None:
+def _end_within(seconds: float, exit_code: int) -> None:
     """End the process even where nobody reads stderr: this thread then waits in a write, and can handle no signal."""
-    end = threading.Timer(seconds, os._exit, (1,))
+    end = threading.Timer(seconds, os._exit, (exit_code,))
     end.daemon = True
     with contextlib.suppress(RuntimeError):  # there is no thread for it
         end.start()
@@ -90,6 +90,7 @@ def _fetch(arguments: list[str]) -> int:
 
 
 def _complain(fault: Exception, exit_code: int, log_format: str = "text") -> int:
+    _end_within(_END_SECONDS, exit_code)
     if log_format == "json":
         logger.critical("%s", fault)
     else:

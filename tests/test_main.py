@@ -25,7 +25,7 @@ def serve(settings):
 
 sys.modules["service.server"] = SimpleNamespace(serve=serve)
 __main__._END_SECONDS = 3
-__main__.main()
+sys.exit(__main__.main())
 """
 
 CLOSED = """
@@ -47,6 +47,9 @@ __main__.main()
 SIGNALLED_EARLY = """
 import os, signal, sys
 
+if sys.argv.pop(1) == "blocked":
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
 class SignalAtTheSettings:
     def find_spec(self, name, *_):
         if name == "service.settings":
@@ -54,7 +57,7 @@ class SignalAtTheSettings:
 
 sys.meta_path.insert(0, SignalAtTheSettings())
 from service.__main__ import main
-main()
+sys.exit(main())
 """
 
 
@@ -74,10 +77,13 @@ def test_what_keeps_it_from_starting_names_the_whole_path(log_format: str) -> No
     assert "the settings file /no/such.toml is not there" in ended.stderr.splitlines()[-1]
 
 
-def test_a_failure_of_which_nobody_reads_ends_it_all_the_same(unread: int) -> None:
-    with subprocess.Popen([sys.executable, "-c", FAILING], stderr=unread, cwd=REPOSITORY) as process:
+@pytest.mark.parametrize(("arguments", "exit_code"), [((), 1), (("--lanes", "x"), 2)])
+def test_a_failure_of_which_nobody_reads_ends_it_all_the_same(
+    arguments: tuple[str, ...], exit_code: int, unread: int
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", FAILING, *arguments], stderr=unread, cwd=REPOSITORY) as process:
         try:
-            assert process.wait(END_SECONDS) == 1
+            assert process.wait(END_SECONDS) == exit_code
         finally:
             process.kill()
 
@@ -97,9 +103,11 @@ def test_a_wrong_setting_is_told_by_the_exit_code_also_where_the_log_is_on_a_ful
     assert ended.returncode == 2
 
 
-def test_a_signal_while_it_reads_its_settings_ends_it_as_any_other() -> None:
-    """On a container's process 1 one without a handler would be lost."""
-    ended = subprocess.run([sys.executable, "-c", SIGNALLED_EARLY], cwd=REPOSITORY, check=False)
+@pytest.mark.parametrize("inherited", ["as usual", "blocked"])
+def test_a_signal_while_it_reads_its_settings_ends_it_as_any_other(inherited: str) -> None:
+    """On a container's process 1 one without a handler would be lost, and anywhere one that is still blocked."""
+    command = [sys.executable, "-c", SIGNALLED_EARLY, inherited, "--lanes", "x"]
+    ended = subprocess.run(command, cwd=REPOSITORY, check=False)
     assert ended.returncode == 0
 
 
