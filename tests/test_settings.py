@@ -244,6 +244,8 @@ def test_the_systemd_unit_starts_what_there_is_and_gives_it_time_to_drain(load: 
     settings = load(Sources("", "", arguments.replace(INSTALLED, str(REPOSITORY))))
     assert settings.host == "127.0.0.1"
     assert unit["Service"]["OOMPolicy"] == "continue"
+    # Each of these denies all devices that it does not name, GPUs among them; the second before systemd 253.
+    assert not {"privatedevices", "protectclock", "deviceallow", "devicepolicy"} & set(unit["Service"])
     assert int(unit["Service"]["TimeoutStopSec"]) > settings.shutdown_grace_s + _DRAIN_SECONDS + END_SECONDS
 
 
