@@ -39,6 +39,7 @@ def configure_logging(level: str, log_format: str) -> None:
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
     threading.excepthook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+    sys.unraisablehook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
     for ours in ("service", "tritonserver"):
         logging.getLogger(ours).setLevel(level.upper())
     # It would warn of each model's configuration that is written twice.

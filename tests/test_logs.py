@@ -249,6 +249,9 @@ def test_whatever_is_not_caught_is_logged_as_well() -> None:
     program = (
         "import sys, threading, warnings; warnings.warn('old', stacklevel=1)\n"
         "for work in (sys.exit, lambda: 1 / 0): thread = threading.Thread(target=work); thread.start(); thread.join()\n"
+        "class Resource:\n"
+        "    def __del__(self): {}['closed']\n"
+        "Resource()\n"
         "[][0]"
     )
     with _configured("info", program) as events:
@@ -256,7 +259,8 @@ def test_whatever_is_not_caught_is_logged_as_well() -> None:
     assert warning.startswith("<string>:2: UserWarning: old")
     assert errors == [
         "an exception was not caught: ZeroDivisionError: division by zero (__main__:3)",
-        "an exception was not caught: IndexError: list index out of range (__main__:4)",
+        "an exception was not caught: KeyError: 'closed' (__main__:5)",
+        "an exception was not caught: IndexError: list index out of range (__main__:7)",
     ]
 
 
