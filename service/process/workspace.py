@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -20,7 +21,8 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
-_PREFIX = "embed-"
+# Others call theirs embed-something, too, in folders that are everybody's.
+_NAME = re.compile(r"embed-\d+-[0-9a-f]{8}")
 
 
 @contextlib.contextmanager
@@ -32,7 +34,7 @@ def new_workspace() -> Iterator[Path]:
     temporary = Path(tempfile.gettempdir())
     for parent in (temporary, SHARED_MEMORY):
         _remove_abandoned(parent)
-    name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+    name = f"embed-{os.getpid()}-{secrets.token_hex(4)}"
     with _locked_folder(SHARED_MEMORY, name), _locked_folder(temporary, name) as folder:
         yield folder
 
@@ -55,7 +57,7 @@ def _locked_folder(parent: Path, name: str) -> Iterator[Path]:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    for folder in parent.glob(f"{_PREFIX}*"):
+    for folder in filter(lambda path: _NAME.fullmatch(path.name), parent.glob("embed-*")):
         with contextlib.suppress(OSError):  # it is no folder, or a living run holds its lock
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:

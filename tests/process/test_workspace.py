@@ -87,9 +87,13 @@ def test_what_ended_a_run_is_told_also_where_its_files_cannot_be_removed(
 
 
 def test_what_looks_like_a_run_but_is_none_stays(temporary: Path) -> None:
-    (temporary / "embed-1-file").touch()
-    (temporary / "elsewhere").mkdir()
-    (temporary / "embed-1-link").symlink_to(temporary / "elsewhere")
+    """A user's own folder may be called embed-photos."""
+    for folder in ("embed-photos", "embed-1", "embed-1-results", "embed-1-0123abcd-2", "my-embed-1-0123abcd"):
+        (temporary / folder).mkdir()
+    for file in ("embed-photos/holiday.jpg", "embed-photos-2.tar", "embed-1-00000001"):
+        (temporary / file).touch()
+    (temporary / "embed-1-00000002").symlink_to(temporary / "embed-photos")
+    before = set(temporary.rglob("*"))
     with new_workspace():
         pass
-    assert {path.name for path in temporary.iterdir()} == {"embed-1-file", "elsewhere", "embed-1-link"}
+    assert set(temporary.rglob("*")) == before
