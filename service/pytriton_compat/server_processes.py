@@ -122,6 +122,16 @@ def process_tree(pid: int) -> list[psutil.Process]:
     return []
 
 
+def process_group(leader: int) -> list[psutil.Process]:
+    """All processes of a group, also those whose parent has ended."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            if os.getpgid(process.pid) == leader:
+                found.append(process)
+    return found
+
+
 def has_died(process: psutil.Process) -> bool:
     """Whether it runs no more."""
     try:

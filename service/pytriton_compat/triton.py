@@ -212,6 +212,7 @@ class SupervisedTriton:
             with contextlib.suppress(psutil.NoSuchProcess):
                 self._processes[0].send_signal(signal.SIGINT)
         end(processes, were_told=self._drained)
+        end(self._server.orphans(), were_told=False)
         for path in self._server.model_store.glob("*/1/*.sock"):
             # A lane or a pulse whose stub has never come would wait for it for ever. The others do not listen any more.
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as stub:

@@ -33,7 +33,14 @@ from service.pytriton_compat import host
 from service.pytriton_compat.command_line import overwrite_arguments
 from service.pytriton_compat.libpython import link_libpython
 from service.pytriton_compat.server_log import ServerLog
-from service.pytriton_compat.server_processes import environment, has_died, listens, process_tree, start
+from service.pytriton_compat.server_processes import (
+    environment,
+    has_died,
+    listens,
+    process_group,
+    process_tree,
+    start,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -205,6 +212,10 @@ class Tritonserver(Triton):  # type: ignore[misc]
     def processes(self) -> list[psutil.Process]:
         """It and all below it: its stubs, and the process that keeps their shared memory; none where it has ended."""
         return process_tree(self._process.pid) if self._process and self.is_running() else []
+
+    def orphans(self) -> list[psutil.Process]:
+        """What it has left behind: a stub that it was just starting when it was killed waits for it for ever."""
+        return process_group(self._process.pid) if self._process else []
 
     def has_lost_a_stub(self) -> bool:
         """Whether one of its stubs has died."""

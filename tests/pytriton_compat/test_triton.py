@@ -23,6 +23,7 @@ from service.errors import ServiceFailure, StartupFault
 from service.pytriton_compat import triton as room
 from service.pytriton_compat import tritonserver
 from service.pytriton_compat.host import check_shared_memory
+from service.pytriton_compat.server_processes import has_died, start
 from service.pytriton_compat.triton import SupervisedTriton, TritonFailure
 from service.pytriton_compat.tritonserver import Tritonserver
 
@@ -245,6 +246,22 @@ def test_nobody_waits_for_a_stub_of_a_server_that_never_started_it() -> None:
         for thread in waiting:
             thread.join(60)
         assert not any(thread.is_alive() for thread in waiting)
+
+
+def test_a_stub_that_a_server_was_just_starting_when_it_was_killed_ends_too(tmp_path: Path) -> None:
+    """It has not come so far that it would notice by itself, and no list has it."""
+    triton = _triton(tmp_path, 1)
+    server = triton._server._process = start(["sh", "-c", "sleep 600 & echo $!; kill -KILL $$"], os.environ)
+    assert server.stdout is not None
+    with server.stdout as output:
+        stub = psutil.Process(int(output.readline()))
+    try:
+        assert server.wait(60) == -signal.SIGKILL
+        triton.stop()
+        assert has_died(stub)
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            stub.kill()
 
 
 DRAINS: dict[str, tuple[bool, dict[str, Any], str]] = {
