@@ -24,9 +24,7 @@ DECODERS = (Decoder(2**25, 50_000_000, least_side=672), Decoder(2**25, 50_000_00
 # They announce some 50 megapixels, which take what they take, however few bytes they come in.
 LARGEST = {
     "jpeg of as many progressive scans as are read",
-    "jpeg of as many arithmetic scans as are read",
     "jpeg of as many colour scans as are read",
-    "jpeg of as many arithmetic colour scans",
     "jpeg of one restart a block",
     "jpeg of nothing, progressive",
     "gif of a screen larger than its frame",

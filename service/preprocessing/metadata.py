@@ -17,10 +17,9 @@ from service.preprocessing.avif import announced_frames
 
 # Far above what cameras and encoders write. A JPEG passes 14 times over a component (with CMYK 24 times), has tables of
 # 4 KiB, and a segment for each 64 KiB of metadata; a PNG has a chunk for each 8 KiB or more. At 50 megapixels a pass
-# takes 10 ms, with arithmetic coding 35 ms.
+# takes up to 60 ms.
 MAX_SEGMENTS = 4096
 MAX_PASSES = 60
-MAX_ARITHMETIC_PASSES = 30
 MAX_TABLE_BYTES = 1 << 16
 MAX_CHUNKS = 1 << 16
 MAX_GIF_BLOCKS = 1 << 16
@@ -30,9 +29,8 @@ _MAX_TEXT = 1 << 20
 _JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
 _SOS, _EOI, _APP1, _COM = 0xDA, 0xD9, 0xE1, 0xFE
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_UNREAD_FRAMES = _FRAMES - {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}
-_SEQUENTIAL_FRAMES = (0xC0, 0xC1, 0xC9)
-_ARITHMETIC_FRAMES = (0xC9, 0xCA)
+_UNREAD_FRAMES = (_FRAMES - {0xC0, 0xC1, 0xC2}) | {0xF7}  # the last is JPEG-LS's
+_SEQUENTIAL_FRAMES = (0xC0, 0xC1)
 _APP = range(0xE0, 0xF0)
 _EXIF = b"Exif\0\0"
 _JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
@@ -108,7 +106,6 @@ def _strip_jpeg(data: bytes) -> Stripped:
     exif = xmp = b""
     kept = [b"\xff\xd8"]
     pixels = passes = 0
-    limit = MAX_PASSES
     components = b""
     for marker, start, end in _jpeg_segments(data):
         if marker == _SOS:
@@ -119,11 +116,13 @@ def _strip_jpeg(data: bytes) -> Stripped:
             if shown == components:
                 break
         elif not pixels and marker in _UNREAD_FRAMES:
-            # libjpeg-turbo decodes a lossless one at its full size, also into memory for a reduced one.
-            raise UnsupportedFormat("a lossless or hierarchical JPEG is not read; save it as a baseline JPEG")
+            # libjpeg-turbo decodes a lossless one at its full size, also into memory for a reduced one; arithmetic
+            # coding takes 11 s at 50 megapixels, and Pillow does not read it beyond 64 KiB.
+            raise UnsupportedFormat(
+                "a lossless, hierarchical or arithmetic-coded JPEG is not read; save it as a baseline JPEG"
+            )
         elif not pixels and _is_for_pixels(marker, data[start + 4 : start + 9]):
             kept.append(data[start:end])
-            limit = MAX_ARITHMETIC_PASSES if marker in _ARITHMETIC_FRAMES else limit
             components = data[start + 9 : start + 10] if marker in _SEQUENTIAL_FRAMES else components
         elif marker == _APP1 and not exif and data.startswith(_EXIF, start + 4):
             exif = data[start + 4 : end]
@@ -131,7 +130,7 @@ def _strip_jpeg(data: bytes) -> Stripped:
             xmp = data[start + 4 : end]
     if not pixels:
         raise CorruptImage("the JPEG is truncated or corrupt in its header")
-    if passes > limit:
+    if passes > MAX_PASSES:
         raise UnsupportedFormat("a JPEG of so many scans is not read; save it as a baseline JPEG")
     header = sum(map(len, kept))
     if header > MAX_TABLE_BYTES:

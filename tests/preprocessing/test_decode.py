@@ -233,8 +233,9 @@ def _bmp_of(bits: int) -> bytes:
     return data[:28] + struct.pack("<H", bits) + data[30:]
 
 
-def _jpeg_of_12_bits() -> bytes:
-    return encode(Image.new("L", (4, 4)), "JPEG").replace(b"\xff\xc0\0\x0b\x08", b"\xff\xc1\0\x0b\x0c")
+def _jpeg_of(frame: int, bits: int = 8) -> bytes:
+    data = encode(Image.new("L", (4, 4)), "JPEG")
+    return data.replace(b"\xff\xc0\0\x0b\x08", bytes([0xFF, frame, 0, 11, bits]))
 
 
 HOSTILE: dict[str, tuple[bytes, bool, type[ClientFault], str]] = {
@@ -297,7 +298,11 @@ HOSTILE: dict[str, tuple[bytes, bool, type[ClientFault], str]] = {
         UnsupportedFormat,
         "none of",
     ),
-    "12-bit JPEG": (_jpeg_of_12_bits(), False, UnsupportedFormat, "(cannot handle 12-bit layers)"),
+    "12-bit JPEG": (_jpeg_of(0xC1, 12), False, UnsupportedFormat, "(cannot handle 12-bit layers)"),
+    "lossless JPEG": (_jpeg_of(0xC3), False, UnsupportedFormat, "lossless"),
+    "JPEG-LS": (_jpeg_of(0xF7), False, UnsupportedFormat, "lossless"),
+    "arithmetic-coded JPEG": (_jpeg_of(0xC9), False, UnsupportedFormat, "arithmetic"),
+    "arithmetic-coded progressive JPEG": (_jpeg_of(0xCA), False, UnsupportedFormat, "arithmetic"),
     "header without an end": (png_header(4, 4)[:20], False, CorruptImage, "header"),
     "no width": (png_header(0, 4) + png_chunk(b"IDAT", b""), False, CorruptImage, "header"),
     "header without pixels": (png_header(4, 4) + png_chunk(b"IDAT", b""), False, CorruptImage, "PNG"),

@@ -101,6 +101,14 @@ def test_a_jpeg_in_a_tiff_has_few_scans(number: int) -> None:
         assert DECODER.decode(_of_one_part(JPEG, content)).pixels.shape == (HEIGHT, WIDTH, 3)
 
 
+@pytest.mark.parametrize("frame", [0xC9, 0xCA])
+def test_a_jpeg_in_a_tiff_is_not_arithmetic_coded(frame: int) -> None:
+    """Its pixels take ten times as long as any others."""
+    content = _jpeg(JPEG, WIDTH, HEIGHT).replace(b"\xff\xc0", bytes([0xFF, 0xFF, frame]))
+    with pytest.raises(UnsupportedFormat, match="arithmetic"):
+        DECODER.decode(_of_one_part(JPEG, content))
+
+
 def test_a_lack_of_files_is_not_blamed_on_the_client() -> None:
     data = _of_one_part(GROUP_4, _fax(GROUP_4, WIDTH, HEIGHT))
     with open_files(0), pytest.raises(MemoryError):

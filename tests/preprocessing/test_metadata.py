@@ -154,11 +154,6 @@ def test_orientation_is_found_wherever_encoders_write_it(make: Callable[[], byte
             scans(0xC2, 3, 64, [(0, 0, 0, 0, b"\0")] * (metadata.MAX_PASSES // 3 + 1), 3),
             UnsupportedFormat,
         ),
-        (
-            scans(0xCA, 1, 64, [(0, 0, 0, 0, b"\0")] * metadata.MAX_ARITHMETIC_PASSES),
-            scans(0xCA, 1, 64, [(0, 0, 0, 0, b"\0")] * (metadata.MAX_ARITHMETIC_PASSES + 1)),
-            UnsupportedFormat,
-        ),
         (tiff_of_strips(MAX_STRIPS), tiff_of_strips(MAX_STRIPS + 1), UnsupportedFormat),
         (tiff_of_tiles(9, 9, 2048, 2048), tiff_of_tiles(9, 9, 2048, 2064), TooManyPixels),
         (tiff_of_tiles(4096, 300, 4096, 16, 6), tiff_of_tiles(4096, 1, 16, 4096, 6), TooManyPixels),
@@ -174,7 +169,7 @@ def test_orientation_is_found_wherever_encoders_write_it(make: Callable[[], byte
         (in_png(), png_header(MAX_SIDE + 1, 1) + png_chunk(b"IDAT", b""), TooManyPixels),
     ],
     ids=[
-        "scans", "arithmetic scans", "strips", "tiles", "turned tiles", "numbers", "tags", "cut tags", "run lengths",
+        "scans", "strips", "tiles", "turned tiles", "numbers", "tags", "cut tags", "run lengths",
         "height", "width",
     ],
 )  # fmt: skip
