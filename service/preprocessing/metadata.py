@@ -34,8 +34,9 @@ _SEQUENTIAL_FRAMES = (0xC0, 0xC1)
 _APP = range(0xE0, 0xF0)
 _EXIF = b"Exif\0\0"
 _JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
-# By their markers; they say which colours the samples stand for.
+# By their markers; they say which colours the samples stand for. Shorter ones libjpeg passes over, and Pillow fails of.
 _COLOUR_SEGMENTS = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}
+_LEAST_COLOUR_BYTES = 12
 _PNG_XMP = b"XML:com.adobe.xmp\0"
 _PNG_EXIF_TEXT = b"Raw profile type exif\0"
 _GIF_BLOCK = re.compile(rb"[!,;]")
@@ -121,7 +122,7 @@ def _strip_jpeg(data: bytes) -> Stripped:
             raise UnsupportedFormat(
                 "a lossless, hierarchical or arithmetic-coded JPEG is not read; save it as a baseline JPEG"
             )
-        elif not pixels and _is_for_pixels(marker, data[start + 4 : start + 9]):
+        elif not pixels and _is_for_pixels(marker, data[start + 4 : min(end, start + 4 + _LEAST_COLOUR_BYTES)]):
             kept.append(data[start:end])
             components = data[start + 9 : start + 10] if marker in _SEQUENTIAL_FRAMES else components
         elif marker == _APP1 and not exif and data.startswith(_EXIF, start + 4):
@@ -141,9 +142,10 @@ def _strip_jpeg(data: bytes) -> Stripped:
 
 
 def _is_for_pixels(marker: int, content: bytes) -> bool:
-    """Whether a segment that begins so is anything but metadata."""
+    """Whether a segment is anything but metadata, by its first bytes."""
     is_metadata = marker in _APP or marker == _COM
-    return not is_metadata or content == _COLOUR_SEGMENTS.get(marker)
+    is_of_colours = content[:5] == _COLOUR_SEGMENTS.get(marker) and len(content) >= _LEAST_COLOUR_BYTES
+    return not is_metadata or is_of_colours
 
 
 def _plain_size(segments: Sequence[bytes]) -> tuple[int, int] | None:

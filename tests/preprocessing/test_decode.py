@@ -31,6 +31,7 @@ from service.errors import (
     UnsupportedFormat,
 )
 from service.preprocessing.decode import FORMATS, DecodedImage, Decoder
+from tests.hostile_images import in_jpeg, segment
 from tests.images import (
     NAMES,
     SMALL_NAMES,
@@ -81,6 +82,7 @@ JPEG_OPTIONS: dict[str, dict[str, Any]] = {
 JPEGS = {name: sample(name).data for name in SMALL_NAMES if sample(name).format in ("JPEG", "MPO")} | {
     name: encode(Image.fromarray(picture(83, 61, 3)), "JPEG", **options) for name, options in JPEG_OPTIONS.items()
 }
+JPEGS["short segments"] = in_jpeg(segment(0xE0, b"JFIF\0"), segment(0xEE, b"Adobe"))
 PEAK_SCRIPT = """
 import json, re, sys
 from pathlib import Path
