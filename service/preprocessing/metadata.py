@@ -41,7 +41,7 @@ _PNG_XMP = b"XML:com.adobe.xmp\0"
 _PNG_EXIF_TEXT = b"Raw profile type exif\0"
 _GIF_BLOCK = re.compile(rb"[!,;]")
 _GIF_TOO_LONG = "a GIF with so much before its first frame is not read; save it without metadata"
-_GRAPHIC_CONTROL = b"!\xf9"
+_GRAPHIC_CONTROL = b"!\xf9\4"  # of an empty one Pillow takes what follows for its blocks, also a frame
 _AVIF_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")  # Pillow's; of a film or a HEIC nothing is to be looked at
 # What an item information entry of version 2 or 3 holds before the item's type.
 _AVIF_EXIF_ITEM = re.compile(rb"(infe\x02.{7}|infe\x03.{9})Exif", re.DOTALL)

@@ -230,6 +230,12 @@ def _tiff_with(tag: int, value: int, in_place_of: int) -> bytes:
     return encode(Image.new("F", (4, 4)), "TIFF").replace(entry, other)
 
 
+def _gif_of_a_hidden_frame() -> bytes:
+    """Behind an empty block Pillow takes a "," and a frame for a block of 44 bytes, and finds another frame."""
+    large = b"!\xf9\4\x08\0\0\0\0," + struct.pack("<HHHHB", 0, 0, 13_000, 13_000, 0)
+    return b"GIF89a\4\0\4\0\0\0\0!\xf9\0," + struct.pack("<4H", 0, 0, 4, 4).ljust(45, b"\0") + large + b"\2\1\0\0;"
+
+
 def _bmp_of(bits: int) -> bytes:
     data = encode(Image.new("RGB", (4, 4)), "BMP")
     return data[:28] + struct.pack("<H", bits) + data[30:]
@@ -385,6 +391,7 @@ ANNOUNCED = {
         b"GIF89a\4\0\4\0\0\0\0!\xf9\4\x08\0\0\0\0," + struct.pack("<HHHHB", 0, 0, 13_000, 13_000, 0) + b"\2\1\0\0;",
         TooManyPixels.code,
     ),
+    "gif of a large frame behind an empty block": (_gif_of_a_hidden_frame(), CorruptImage.code),
     "within the limit but no data": (png_header(7_000, 7_000) + png_chunk(b"IDAT", b""), CorruptImage.code),
     "tiff of one huge tile": (tiff_tile_bomb(16, 20_000), TooManyPixels.code),
 }
