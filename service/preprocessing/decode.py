@@ -31,9 +31,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 # Pillow keeps a pointer for every row, which of a column of single pixels is most of the memory.
 MAX_SIDE = 65_535
-# How many times an image's pixels all frames of an AVIF, or all tiles of a TIFF, may have: colour and alpha are two
-# frames, with a film's cover four, and tiles stand out over an image's edges.
-MAX_DECODED_TIMES = 4
+# How many times the limit of pixels all frames of an AVIF may have: colour and alpha are two, with a film's cover four,
+# but few films are half as large as an image may be. Of 50 megapixels each takes up to 300 MiB, and some stay there.
+MAX_FRAMES_TIMES = 2
+# How many times an image's pixels all tiles of a TIFF may have: they stand out over its edges.
+MAX_TILED_TIMES = 4
 MIN_TILED_PIXELS = 1 << 22
 # Of a BMP: they are expanded in Python, which takes up to a second for so many.
 MAX_RUN_LENGTH_BYTES = 1 << 21
@@ -150,7 +152,7 @@ class Decoder:
     def _decode_by_pillow(self, stripped: metadata.Stripped, size: int) -> DecodedImage:
         self._check_size(*stripped.frame)
         # Equal pieces of a picture take few bytes.
-        most = MAX_DECODED_TIMES * self.max_pixels
+        most = MAX_FRAMES_TIMES * self.max_pixels
         if stripped.frames_pixels > most:
             raise _too_many_pixels(f"{stripped.frames_pixels} pixels in all frames of the AVIF", most)
         image = _open(stripped.data)
@@ -177,7 +179,7 @@ class Decoder:
         for width, height in (image.size, _tile_size(image)):
             self._check_size(width, height)
         tiled = _tiled_pixels(image)
-        if tiled > max(MAX_DECODED_TIMES * image.width * image.height, MIN_TILED_PIXELS):
+        if tiled > max(MAX_TILED_TIMES * image.width * image.height, MIN_TILED_PIXELS):
             raise TooManyPixels(f"{image.width}x{image.height} in tiles of {tiled} pixels; save it with smaller tiles")
         if image.mode in _UNSCALED_MODES:
             raise UnsupportedFormat(f"{image.format} of 32 bits a sample, or signed, is not read; send 8 or 16 bits")

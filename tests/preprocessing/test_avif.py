@@ -12,7 +12,7 @@ from PIL import AvifImagePlugin, Image
 from service.errors import CorruptImage, TooManyPixels, UnsupportedFormat
 from service.preprocessing.av1 import Frames
 from service.preprocessing.avif import MAX_PARTS, announced_frames
-from service.preprocessing.decode import MAX_DECODED_TIMES, Decoder
+from service.preprocessing.decode import MAX_FRAMES_TIMES, Decoder
 from tests.hostile_images import lying_avif
 from tests.images import encode
 
@@ -168,6 +168,6 @@ def test_all_frames_together_are_no_more_than_a_few_images() -> None:
     for data in (hidden, together):
         assert announced_frames(data) == Frames((640, 480), 12 * 640 * 480)
         with pytest.raises(TooManyPixels, match="in all frames of the AVIF"):
-            Decoder(2**25, 12 * 640 * 480 // MAX_DECODED_TIMES - 1).decode(data)
+            Decoder(2**25, 12 * 640 * 480 // MAX_FRAMES_TIMES - 1).decode(data)
         with pytest.raises(CorruptImage):
-            Decoder(2**25, 12 * 640 * 480 // MAX_DECODED_TIMES).decode(data)
+            Decoder(2**25, 12 * 640 * 480 // MAX_FRAMES_TIMES).decode(data)
