@@ -258,6 +258,6 @@ def _exif_orientation(exif: bytes) -> tuple[bool, int | None]:
     tags = tiff.tags(block) if block.startswith((b"II", b"MM")) else iter(())
     for tag, kind, count, place in itertools.islice(tags, tiff.MAX_TAGS):
         if tag == _ORIENTATION:
-            values = tiff.numbers(block, kind, count, place) if kind in (3, 4) and count == 1 else ()
+            values = tiff.numbers(block, kind, count, place) if kind in (3, 4, 8) and count == 1 else ()
             return True, values[0] if values else None
     return False, None

@@ -134,6 +134,7 @@ ORIENTED: dict[str, Callable[[], bytes]] = {
     ),
     "jpeg exif": lambda: in_jpeg(segment(0xE1, TURNED_ON_ITS_SIDE)),
     "jpeg exif in a long": lambda: in_jpeg(segment(0xE1, exif((274, 4, 1, 6)))),
+    "jpeg exif in a signed short": lambda: in_jpeg(segment(0xE1, exif((274, 8, 1, 6)))),
     "jpeg exif in exif": lambda: in_jpeg(segment(0xE1, TURNED_ON_ITS_SIDE[:6] + TURNED_ON_ITS_SIDE)),
     "jpeg xmp": lambda: in_jpeg(segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP_SIDE)),
     "webp xmp": lambda: encode(Image.fromarray(UPRIGHT), "WEBP", lossless=True, xmp=XMP_SIDE),
