@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from service.errors import CorruptImage, UnsupportedFormat
 
 MAX_TAGS = 1 << 12
-MAX_STRIPS = 1 << 15  # or tiles; each takes LZMA's decoder 24 µs to set up
+MAX_STRIPS = 1 << 15  # or tiles; each takes a decoder some µs to set up
 MAX_NUMBER_BYTES = 400_000  # of all other tags; a transfer function, the longest of TIFF 6.0, has 393,216
 
 _TYPE_SIZES = {
@@ -25,8 +25,8 @@ _LAYOUT_OF_MANY = {258, 259, 273, 279, 324, 325}
 _LAYOUT_TYPES = {3, 4, 6, 8, 9, 16}
 _WHOLE_NUMBERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 _COMPRESSION = 259
-# libtiff's own; not WebP, JPEG 2000 and others that few programs write.
-_COMPRESSIONS = {1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32809, 32946, 34676, 34677, 34925, 50000}
+# libtiff's own; not WebP, JPEG 2000 and others that few programs write, nor LZMA, whose 10 MB can take 14 s.
+_COMPRESSIONS = {1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32809, 32946, 34676, 34677, 50000}
 _JPEG = 7
 # The beginning of an arithmetic-coded JPEG's frame, which its pixels cannot hold.
 _ARITHMETIC_FRAME = re.compile(rb"\xff[\xc9\xca]\0[\x0b-\x26][\x08\x0c]")

@@ -269,6 +269,7 @@ HOSTILE: dict[str, tuple[bytes, bool, type[ClientFault], str]] = {
     "64-bit floats": (_tiff_with(258, 64, 32), False, UnsupportedFormat, "TIFF of this kind is not read"),
     "TIFF of JPEG 2000": (_tiff_with(259, 34712, 1), False, UnsupportedFormat, "compression 34712 is not read"),
     "TIFF of WebP": (_tiff_with(259, 50001, 1), False, UnsupportedFormat, "compression 50001 is not read"),
+    "TIFF of LZMA": (_tiff_with(259, 34925, 1), False, UnsupportedFormat, "compression 34925 is not read"),
     "planes of 16 bits": (_planar_tiff(picture(4, 4).astype("<u2")), False, UnsupportedFormat, "samples stored"),
     "planes of brightness and colour": (_planar_tiff(picture(4, 4), 6), False, UnsupportedFormat, "samples stored"),
     "planes of LAB": (_planar_tiff(picture(4, 4), 8), False, UnsupportedFormat, "samples stored"),
