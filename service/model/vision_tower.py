@@ -3,9 +3,9 @@
 Comes in: pixel values `[N, 3, S, S]`. Goes out: embeddings `[N, D]`, the model's `pooler_output`. The arithmetic is
 that of `transformers.SiglipVisionModel`, whose bookkeeping takes as long as the arithmetic where batches are small;
 here patches are embedded by a plain product instead of a convolution, query, key and value are projected in one
-product instead of three, the pooling head's query, the same for every image, is projected once, what follows a product
-is left to the product's kernel where the device has one that does both, and a few tokens to which none attends are
-added where kernels are faster with them. It must not know of images, batching or threads.
+product instead of three, the pooling head projects no token to a key or a value, what follows a product is left to the
+product's kernel where the device has one that does both, and a few tokens to which none attends are added where kernels
+are faster with them. It must not know of images, batching or threads.
 """
 
 from typing import NamedTuple
@@ -135,10 +135,12 @@ class VisionTower:
         }
         self._patch = self._take_patch_embedding()
         self._positions = self._weights.pop("embeddings.position_embedding.weight")
+        # Of few numbers, so nothing is gained by fewer bits.
+        self._pool_dtype = torch.promote_types(dtype, torch.float32)
         self._padding = _worthwhile_padding(len(self._positions), device, dtype)
         self._mask = self._mask_of_padding()
         self._layers = [self._take_layer(f"encoder.layers.{index}") for index in range(config.num_hidden_layers)]
-        self._last_norm = self._take("post_layernorm")
+        self._last_norm = _Affine(*(tensor.to(self._pool_dtype) for tensor in self._take("post_layernorm")))
         self._take_head()
 
     def _mask_of_padding(self) -> torch.Tensor | None:
@@ -177,12 +179,18 @@ class VisionTower:
         )
 
     def _take_head(self) -> None:
-        weight = self._weights.pop("head.attention.in_proj_weight")
-        bias = self._weights.pop("head.attention.in_proj_bias")
-        width = self._width
-        query = functional.linear(self._weights.pop("head.probe"), weight[:width], bias[:width])
-        self._query = query.view(1, 1, self._heads, -1).transpose(1, 2)
-        self._key_value = self._linear(weight[width:].contiguous(), bias[width:].contiguous())
+        """The query is the same for every image, and the pooled value the value of the pooled tokens.
+
+        So a token's score is a product with what is known before, and only what is pooled becomes a value. The key's
+        bias is left out: it adds the same to all scores of a head.
+        """
+        names = ("probe", "attention.in_proj_weight", "attention.in_proj_bias")
+        probe, weight, bias = (self._weights.pop(f"head.{name}").to(self._pool_dtype) for name in names)
+        width, head = self._width, self._width // self._heads
+        query = functional.linear(probe, weight[:width], bias[:width])
+        keys, values = weight[width:].view(2, self._heads, head, width)
+        self._score = (query.view(self._heads, 1, head) @ keys / head**0.5).view(self._heads, width)
+        self._value = _Affine(values.transpose(1, 2).contiguous(), bias[2 * width :].view(self._heads, 1, head))
         self._head_out = self._take_linear("head.attention.out_proj")
         self._head_mlp = self._take_mlp("head.layernorm", "head.mlp")
 
@@ -194,8 +202,7 @@ class VisionTower:
         for layer in self._layers:
             tokens = self._attend(tokens, layer)
             tokens = self._transform(tokens, layer.mlp)
-        pooled = self._pool(self._norm(tokens, self._last_norm))
-        return self._transform(pooled, self._head_mlp)
+        return self._transform(self._head_out(self._pool(tokens)), self._head_mlp)
 
     def _patches(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """`[N, 3, S, S]` -> the pixels of each patch, `[N, T, patch * patch * 3]`; what fills no patch is left out."""
@@ -210,11 +217,14 @@ class VisionTower:
         return layer.out.plus(tokens, attended.transpose(1, 2).reshape(tokens.shape))
 
     def _pool(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Attention of the one learned query over the tokens: `[N, T, D]` -> `[N, D]`."""
-        key, value = self._split(self._key_value(tokens), 2)
-        query = self._query.expand(len(tokens), -1, -1, -1)
-        attended = functional.scaled_dot_product_attention(query, key, value, self._mask)
-        return self._head_out(attended.reshape(len(tokens), self._width))
+        """Norm, and attention of the one learned query over the tokens: `[N, T, D]` -> `[N, D]`."""
+        normed = self._norm(tokens.to(self._pool_dtype), self._last_norm)
+        scores = functional.linear(normed, self._score).transpose(1, 2)
+        if self._mask is not None:
+            scores = scores + self._mask[0]
+        pooled = (scores.softmax(-1) @ normed).transpose(0, 1)
+        values = torch.baddbmm(self._value.bias, pooled, self._value.weight)
+        return values.transpose(0, 1).reshape(len(tokens), self._width).to(tokens.dtype)
 
     def _split(self, projected: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
         """`[N, T, parts * D]` -> that many `[N, heads, T, D / heads]`."""
