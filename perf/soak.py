@@ -142,7 +142,7 @@ def _unaccounted(account: Account) -> Figure:
 
 def _failed_by_neighbours(account: Account) -> Figure:
     failed = account.total(Outcome.BATCH_FAILED)
-    note = "those in one batch with a request whose lengths lie; it is alone where setup has found a C compiler"
+    note = "those in one batch with a request whose lengths lie; it gets none where setup has found a C compiler"
     return Figure("requests failed by a neighbour's fault", "exact", [failed], at_most=0, note=note)
 
 

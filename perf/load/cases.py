@@ -30,7 +30,7 @@ _MOST_ROWS = 8
 _PATIENCE_SECONDS = 0.05
 # What Triton says when its queue is full, and when a request has waited in it for too long.
 _NO_ROOM = ("Exceeds maximum queue size", "Request timeout expired")
-# Triton's Python backend fails a whole batch for one request whose lengths lie, which should be alone in its batch.
+# Triton's Python backend fails a whole batch for one request whose lengths lie, which should not get so far.
 _BATCH_FAILED = " for inference input 'INPUT_IMAGE'"
 
 

@@ -32,7 +32,7 @@ Embed = Callable[[], Embedding | Fault]
 Answer = Literal["right", "crowded out", "refused"]
 
 _SECONDS = 5.0
-# What Triton says to all requests of a batch: for the lie of one of them, as it does without `batch_strategy.c`, and
+# What Triton says to all requests of a batch: for the lie of one of them, as it does without `whole_strings.c`, and
 # where all of them together do not fit into what is left of /dev/shm.
 _OF_A_WHOLE_BATCH = (b"incomplete string data for inference input", b"increase the shared memory pool size")
 # The size of the batch that an image is in changes its last bits: in bfloat16 by a cosine of 0.9999 or so.

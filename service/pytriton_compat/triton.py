@@ -188,8 +188,8 @@ class SupervisedTriton:
     def _has_answered_all(self, idle_seconds: float) -> bool:
         """Wait, for so many seconds, until Triton has ended all stubs, as it does when the last request is answered.
 
-        It does not do so where it has refused a batch as a whole, because one of its requests lied about a length. Then
-        everything is answered when no lane has had a batch in all that time.
+        It does not do so where it has refused a batch of several as a whole, as for one that lies about a length where
+        there is no `whole_strings.c`. Then everything is answered when no lane has had a batch in all that time.
         """
         before, was_working = self.batches(), self.is_working()
         _, left = psutil.wait_procs(self._processes[1:], timeout=idle_seconds)

@@ -14,6 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -21,12 +22,14 @@ import grpc  # type: ignore[import-untyped]
 import numpy as np
 import psutil
 import pytest
+import requests
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from perf.embeddings import cosines
 from service.pytriton_compat.tritonserver import find_library
 from service.settings import load_settings
 from tests.images import sample
-from tests.integration.clients import RAW_HEADERS, post_raw, read_raw_answer
+from tests.integration.clients import RAW_HEADERS, embed_raw, post_raw, read_raw_answer
 from tests.integration.reference import photographs
 from tests.integration.service_process import ServiceProcess
 
@@ -39,6 +42,7 @@ SHORT = struct.pack("<I", len(IMAGE) - 1) + IMAGE
 BASE64 = {"base64_encoded": True}
 PIXELS = np.zeros((1, 3, 64, 64), np.float32)
 LONG = "x" * 100_000
+PRELOAD = find_library("preload")
 
 
 class Http(NamedTuple):
@@ -102,11 +106,15 @@ def numbers(rows: int) -> bytes:
     return b"[" + b",".join([b"0"] * rows * PIXELS.size) + b"]"
 
 
-def chunked(content: bytes) -> bytes:
-    return b"%x\r\n%s\r\n0\r\n\r\n" % (len(content), content)
+def chunked(*chunks: bytes) -> bytes:
+    return b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in (*chunks, b""))
 
 
-PRELOAD = find_library("preload")
+def disagreeing(message: str) -> str:
+    """What is said where the lengths of strings do not add up; Triton's own `message` may go to a whole batch."""
+    return "invalid_tensor: the strings' lengths do not add up to the tensor's size" if PRELOAD else message
+
+
 # Of JSON that it cannot read, and of what it is not made for, Triton says by itself that the fault is its own.
 BAD, UNKNOWN = (400, 400) if PRELOAD else (500, 501)
 NO_JSON = "failed to parse the request JSON buffer: "
@@ -229,12 +237,13 @@ HTTP = [
     Http("shared memory and data", 400, "Input must set only one of",
          request(parameters={"shared_memory_region": "x", "shared_memory_byte_size": 10})),
     # The binary tensor extension.
-    Http("a length too small", 400, ID + "incomplete string length", **binary(SHORT)),
-    Http("a length too large", 400, "incomplete string data", **binary(struct.pack("<I", len(IMAGE) + 1) + IMAGE)),
-    Http("the largest length", 400, "incomplete string data", **binary(b"\xff" * 4 + IMAGE)),
+    Http("a length too small", 400, disagreeing(ID + "incomplete string length"), **binary(SHORT)),
+    Http("a length too large", 400, disagreeing("incomplete string data"),
+         **binary(struct.pack("<I", len(IMAGE) + 1) + IMAGE)),
+    Http("the largest length", 400, disagreeing("incomplete string data"), **binary(b"\xff" * 4 + IMAGE)),
     Http("a length alone", 400, "empty_input: ", **binary(bytes(4))),
-    Http("half a length", 400, ID + "incomplete string length", **binary(b"\1\0")),
-    Http("bytes behind", 400, ID + "incomplete string length", **binary(ELEMENT + b"xx")),
+    Http("half a length", 400, disagreeing(ID + "incomplete string length"), **binary(b"\1\0")),
+    Http("bytes behind", 400, disagreeing(ID + "incomplete string length"), **binary(ELEMENT + b"xx")),
     Http("two elements for one row", 400, ID + "unexpected number of string", **binary(ELEMENT * 2)),
     Http("a size too small", 400, "unexpected additional input data", **binary(size=10)),
     Http("a size too large", 400, "unexpected size for input", **binary(size=10**9)),
@@ -376,12 +385,15 @@ GRPC = [
      grpc_request(raw=(), contents={"bytes_contents": [IMAGE] * 2})),
     ("Triton: the second of two raw contents is forgotten", "OK", "", grpc_request(raw=(ELEMENT, b"more"))),
     ("empty raw contents", "INVALID_ARGUMENT", ID + "expected 1 string elements", grpc_request(raw=(b"",))),
-    ("half a length", "INVALID_ARGUMENT", ID + "incomplete string length", grpc_request(raw=(b"abc",))),
-    ("an image without its length", "INVALID_ARGUMENT", "incomplete string data", grpc_request(raw=(IMAGE,))),
-    ("a length too large", "INVALID_ARGUMENT", "incomplete string data", grpc_request(raw=(b"\xff" * 4 + IMAGE,))),
-    ("a length too small", "INVALID_ARGUMENT", ID + "incomplete string", grpc_request(raw=(SHORT,))),
+    ("half a length", "INVALID_ARGUMENT", disagreeing(ID + "incomplete string length"), grpc_request(raw=(b"abc",))),
+    ("an image without its length", "INVALID_ARGUMENT", disagreeing("incomplete string data"),
+     grpc_request(raw=(IMAGE,))),
+    ("a length too large", "INVALID_ARGUMENT", disagreeing("incomplete string data"),
+     grpc_request(raw=(b"\xff" * 4 + IMAGE,))),
+    ("a length too small", "INVALID_ARGUMENT", disagreeing(ID + "incomplete string"), grpc_request(raw=(SHORT,))),
     ("a length of nothing", "INVALID_ARGUMENT", "empty_input: ", grpc_request(raw=(bytes(4),))),
-    ("bytes behind", "INVALID_ARGUMENT", ID + "incomplete string length", grpc_request(raw=(ELEMENT + b"xx",))),
+    ("bytes behind", "INVALID_ARGUMENT", disagreeing(ID + "incomplete string length"),
+     grpc_request(raw=(ELEMENT + b"xx",))),
     ("no dimensions", "INVALID_ARGUMENT", ID + "input 'INPUT_IMAGE' has no shape", grpc_request(())),
     ("one dimension", "INVALID_ARGUMENT", ID + "unexpected shape", grpc_request((1,))),
     ("negative rows", "INVALID_ARGUMENT", ID + "expected 4294967295 string elements", grpc_request((-1, 1))),
@@ -508,7 +520,7 @@ def test_a_grpc_stream_goes_on_after_each_bad_request(channel: grpc.Channel) -> 
     assert sorted(bool(answer.error_message) for answer in answers) == [False] * 4 + [True] * 4
 
 
-@pytest.mark.skipif(find_library("batchstrategy") is None, reason="setup has found no C compiler")
+@pytest.mark.skipif(PRELOAD is None, reason="setup has found no C compiler")
 def test_a_lie_about_a_length_fails_alone(unharmed: ServiceProcess, channel: grpc.Channel) -> None:
     """Every third of 300 requests announces more bytes than it has, over gRPC and as binary tensor data over HTTP."""
     rows = b"".join(struct.pack("<I", len(image)) + image for image in photographs())
@@ -526,8 +538,25 @@ def test_a_lie_about_a_length_fails_alone(unharmed: ServiceProcess, channel: grp
 
     with ThreadPoolExecutor(32) as threads:
         outcomes = Counter(threads.map(send, range(300)))
-    refused = "incomplete string data for inference input 'INPUT_IMAGE'"
-    assert outcomes == {(True, "INVALID_ARGUMENT", refused): 100, (False, "OK", ""): 200}
+    assert outcomes == {(True, "INVALID_ARGUMENT", disagreeing("")): 100, (False, "OK", ""): 200}
+
+
+@pytest.mark.skipif(PRELOAD is None, reason="setup has found no C compiler")
+@pytest.mark.parametrize("begun", [1, 2, 3])
+def test_a_length_may_be_in_two_pieces(unharmed: ServiceProcess, begun: int) -> None:
+    """A body is taken in the pieces in which it comes, here in chunks: each image gets its own embedding."""
+    images = photographs()
+    elements = [struct.pack("<I", len(image)) + image for image in images]
+    rows = binary(b"".join(elements), shape=[len(images), 1])
+    header = rows["body"][: int(rows["headers"]["Inference-Header-Content-Length"])]
+    chunks = [before[begun:] + element[:begun] for before, element in pairwise([bytes(begun) + header, *elements])]
+    response = requests.post(
+        unharmed.infer_url, iter([*chunks, elements[-1][begun:]]), headers=rows["headers"], timeout=60
+    )
+    assert response.status_code == 200, response.text
+    (output,) = response.json()["outputs"]
+    embeddings = np.array(output["data"], np.float32).reshape(output["shape"])
+    assert cosines(embeddings, embed_raw(unharmed, images)).min() > 0.99999
 
 
 @pytest.mark.skipif(PRELOAD is None, reason="setup has found no C compiler")

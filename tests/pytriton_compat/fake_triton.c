@@ -1,11 +1,10 @@
-/* What `batch_strategy.c` asks of Triton, for requests with one input of strings in one buffer. */
+/* What `batch_strategy.c` asks of Triton, for requests with one input of strings. */
 
 #include <stddef.h>
 #include <stdint.h>
 
 typedef struct {
-  const char *buffer;
-  uint64_t buffer_bytes, announced_bytes;
+  uint64_t bytes;
 } Request;
 
 void TRITONSERVER_ErrorDelete(void *error) {}
@@ -23,12 +22,6 @@ void *TRITONBACKEND_RequestInputByIndex(Request *request, uint32_t index, Reques
 void *TRITONBACKEND_InputProperties(
     Request *input, const char **name, int *datatype, const int64_t **shape, uint32_t *dimensions, uint64_t *bytes,
     uint32_t *buffers) {
-  *datatype = 13, *bytes = input->announced_bytes, *buffers = 1;
-  return NULL;
-}
-
-void *TRITONBACKEND_InputBuffer(
-    Request *input, uint32_t index, const void **buffer, uint64_t *bytes, int *memory, int64_t *device) {
-  *buffer = input->buffer, *bytes = input->buffer_bytes, *memory = 0;
+  *datatype = 13, *bytes = input->bytes;
   return NULL;
 }

@@ -2,7 +2,6 @@
 
 import ctypes
 import shutil
-import struct
 import subprocess
 from collections.abc import Callable
 from itertools import count
@@ -13,15 +12,14 @@ import pytest
 from service.pytriton_compat import tritonserver
 
 MIB = 2**20
-WHOLE, LIE = struct.pack("<I", 2) + b"ok", struct.pack("<I", 9) + b"short"
-Include = Callable[..., bool]
+Include = Callable[[int], bool]
 NewBatch = Callable[[], Callable[[], Include]]
 
 
 class Request(ctypes.Structure):
     """As in `fake_triton.c`."""
 
-    _fields_ = (("buffer", ctypes.c_char_p), ("buffer_bytes", ctypes.c_uint64), ("announced_bytes", ctypes.c_uint64))
+    _fields_ = (("bytes", ctypes.c_uint64),)
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +48,8 @@ def new_batch(library: ctypes.CDLL) -> NewBatch:
 
         return begin
 
-    def include(mebibytes: int = 0, buffer: bytes = WHOLE) -> bool:
-        requests.append(Request(buffer, len(buffer), mebibytes * MIB))
+    def include(mebibytes: int) -> bool:
+        requests.append(Request(mebibytes * MIB))
         answer = ctypes.c_bool()
         library.TRITONBACKEND_ModelBatchIncludeRequest(ctypes.byref(requests[-1]), None, ctypes.byref(answer))
         return answer.value
@@ -79,10 +77,3 @@ def test_what_a_batch_got_before_it_was_handed_over_counts(new_batch: NewBatch) 
     include = begin()
     # The first of a round is never refused for its size, or Triton would ask again at once, without a pause.
     assert [include(10), include(1)] == [True, False]
-
-
-def test_a_lie_is_alone(new_batch: NewBatch) -> None:
-    include = new_batch()()
-    assert [include(), include(buffer=LIE), include()] == [True, False, True]
-    include = new_batch()()
-    assert [include(buffer=LIE), include(), include(buffer=LIE)] == [True, False, False]

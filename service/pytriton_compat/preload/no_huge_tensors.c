@@ -17,6 +17,8 @@ typedef TRITONSERVER_Error *AddInput(TRITONSERVER_InferenceRequest *, const char
 
 enum { INVALID_ARG = 3 };
 
+void begin_input(int datatype);
+
 /* Weak, as the stubs, which are loaded with this library, too, have no Triton. */
 __attribute__((weak)) TRITONSERVER_Error *TRITONSERVER_ErrorNew(int code, const char *message);
 __attribute__((weak)) uint32_t TRITONSERVER_DataTypeByteSize(int datatype);
@@ -33,6 +35,7 @@ static bool is_huge(uint32_t size, const int64_t *shape, uint64_t dimensions) {
 
 TRITONSERVER_Error *TRITONSERVER_InferenceRequestAddInput(
     TRITONSERVER_InferenceRequest *request, const char *name, int datatype, const int64_t *shape, uint64_t dimensions) {
+  begin_input(datatype);
   if (is_huge(TRITONSERVER_DataTypeByteSize(datatype), shape, dimensions))
     return TRITONSERVER_ErrorNew(INVALID_ARG, "invalid_tensor: the shape has more numbers than the largest batch");
   AddInput *add_input = (AddInput *)dlsym(RTLD_NEXT, "TRITONSERVER_InferenceRequestAddInput");
