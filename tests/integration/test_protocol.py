@@ -117,6 +117,8 @@ def disagreeing(message: str) -> str:
 
 # Of JSON that it cannot read, and of what it is not made for, Triton says by itself that the fault is its own.
 BAD, UNKNOWN = (400, 400) if PRELOAD else (500, 501)
+# Triton by itself answers, and keeps 80 bytes for good.
+ONCE = (400, "invalid_tensor: there is one output, to be asked for once") if PRELOAD else (200, "")
 NO_JSON = "failed to parse the request JSON buffer: "
 EXCESSIVE = "it is nested over 1000 levels deep, or has more values than the largest batch"
 NO_NUMBER = "attempt to access JSON non-unsigned-integer as unsigned-integer"
@@ -225,6 +227,7 @@ HTTP = [
     Http("Triton: sequence and priority mean nothing", 200, "",
          whole(parameters={**BASE64, "sequence_id": 7, "sequence_start": True, "priority": 1, "timeout": 60_000_000})),
     Http("an unknown output", 400, "unexpected inference output 'X'", whole(outputs=[{"name": "X"}])),
+    Http("an output twice", *ONCE, whole(outputs=[{"name": "EMBEDDING"}] * 2)),
     Http("an output without name", BAD, PARSE + "'name'", whole(outputs=[{}])),
     Http("outputs that are null", BAD, PARSE + "'outputs'", whole(outputs=None)),
     Http("a negative classification", BAD, "Unable to set 'classification'",
@@ -373,6 +376,7 @@ GRPC = [
     ("a wrong datatype", "INVALID_ARGUMENT", ID + "inference input", grpc_request(datatype="FP32")),
     ("no datatype", "INVALID_ARGUMENT", ID + "inference input", grpc_request(datatype="")),
     ("an unknown output", "INVALID_ARGUMENT", "unexpected inference output 'X'", grpc_request(outputs=["X"])),
+    ("outputs twice", "INVALID_ARGUMENT" if PRELOAD else "OK", ONCE[1], grpc_request(outputs=["EMBEDDING"] * 2)),
     ("no contents", "INVALID_ARGUMENT", "unable to find data for input tensor", grpc_request(raw=())),
     ("both contents", "INVALID_ARGUMENT", "contents field must not be specified when using raw_input_contents",
      grpc_request(contents={"bytes_contents": [IMAGE]})),

@@ -19,6 +19,7 @@ typedef TRITONSERVER_Error *SetId(void *request, const char *id);
 enum { INVALID_ARG = 3, MOST = 1 << 20 };
 
 void begin_input(int datatype);
+void begin_outputs(void);
 
 /* Weak, as the stubs, which are loaded with this library, too, have no Triton. */
 __attribute__((weak)) TRITONSERVER_Error *TRITONSERVER_ErrorNew(int code, const char *message);
@@ -34,6 +35,7 @@ static TRITONSERVER_Error *count(const char *text, const char *more) {
 TRITONSERVER_Error *TRITONSERVER_InferenceRequestNew(void **request, void *server, const char *model, int64_t version) {
   size = 0;
   begin_input(0);
+  begin_outputs();
   return ((New *)dlsym(RTLD_NEXT, "TRITONSERVER_InferenceRequestNew"))(request, server, model, version);
 }
 
