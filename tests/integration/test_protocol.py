@@ -120,7 +120,7 @@ BAD, UNKNOWN = (400, 400) if PRELOAD else (500, 501)
 # Triton by itself answers, and keeps 80 bytes for good.
 ONCE = (400, "invalid_tensor: there is one output, to be asked for once") if PRELOAD else (200, "")
 NO_JSON = "failed to parse the request JSON buffer: "
-EXCESSIVE = "it is nested over 1000 levels deep, or has more values than the largest batch"
+EXCESSIVE = "it is nested over 1000 levels deep, has over 4096 members, or more values than the largest batch"
 NO_NUMBER = "attempt to access JSON non-unsigned-integer as unsigned-integer"
 PARSE = "Unable to parse "
 ID = "[request id: <id_unknown>] "
@@ -330,6 +330,10 @@ DEADLY = [
          path="/v2/models/embed_image/generate"),
     Http("far more numbers than the largest batch has", 400, NO_JSON + EXCESSIVE,
          request(data="X").replace(b'"X"', numbers(70))),
+    Http("members that are looked for in all the others", 400, NO_JSON + EXCESSIVE,
+         whole(parameters={str(number): True for number in range(4096)})),
+    Http("inputs whose names are told again and again", 400, "invalid_tensor: there is one input",
+         whole(inputs=[tensor(name=str(number)) for number in range(3)])),
     Http("2^40 numbers", 400, "invalid_tensor: ", request(datatype="FP32", shape=[2**40, 1], data=[])),
     Http("2^62 + 1 numbers, whose size is four", 400, "invalid_tensor: ",
          request(datatype="FP32", shape=[2**62 + 1, 1], data=[1.5] * 100_000)),
@@ -600,6 +604,7 @@ LONG_TEXTS: dict[str, dict[str, Any]] = {
     "id": {"id": "x" * 2**20 + "x"},
     "value": {"parameters": {"embed_model": "x" * 2**20}},
     "name": {"parameters": {"x" * 2**20 + "x": True}},
+    "many": {"parameters": {str(number): True for number in range(1024)}},
     "sum": {"id": "x" * 2**19, "parameters": {"x" * 2**19: 1, "y": 0.5}},
 }
 
@@ -610,7 +615,7 @@ def test_long_texts_that_would_go_along_with_an_image_are_refused(
     unharmed: ServiceProcess, channel: grpc.Channel, name: str
 ) -> None:
     """A few of 100 MB would hold up a lane for so long that others lose their answers."""
-    refusal = "invalid_parameter: the request's id and parameters have over 1 MiB of text"
+    refusal = "invalid_parameter: there are a thousand parameters, or over 1 MiB of text in them and the id"
     assert ask(unharmed, Http(name, 400, refusal, whole(**LONG_TEXTS[name]))) == (400, refusal)
     kinds = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}
     parameters = {key: (kinds[type(value)], value) for key, value in LONG_TEXTS[name].get("parameters", {}).items()}

@@ -32,8 +32,8 @@ TRITONSERVER_Error *TRITONSERVER_ErrorNew(int code, const char *message) {
   for (size_t index = 0; index < sizeof BEGINNINGS / sizeof *BEGINNINGS; index++)
     if (begins(message, BEGINNINGS[index])) code = INVALID_ARG;
   if (json_is_excessive && begins(message, NO_JSON)) {
-    message = "failed to parse the request JSON buffer: it is nested over 1000 levels deep, or has more values than the"
-              " largest batch";
+    message = "failed to parse the request JSON buffer: it is nested over 1000 levels deep, has over 4096 members, or more"
+              " values than the largest batch";
     json_is_excessive = false;
   }
   return error_new(code, message);

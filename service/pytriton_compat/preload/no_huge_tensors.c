@@ -17,6 +17,7 @@ typedef TRITONSERVER_Error *AddInput(TRITONSERVER_InferenceRequest *, const char
 
 enum { INVALID_ARG = 3 };
 
+bool has_too_many_inputs(void);
 void begin_input(int datatype);
 
 /* Weak, as the stubs, which are loaded with this library, too, have no Triton. */
@@ -36,6 +37,7 @@ static bool is_huge(uint32_t size, const int64_t *shape, uint64_t dimensions) {
 TRITONSERVER_Error *TRITONSERVER_InferenceRequestAddInput(
     TRITONSERVER_InferenceRequest *request, const char *name, int datatype, const int64_t *shape, uint64_t dimensions) {
   begin_input(datatype);
+  if (has_too_many_inputs()) return TRITONSERVER_ErrorNew(INVALID_ARG, "invalid_tensor: there is one input");
   if (is_huge(TRITONSERVER_DataTypeByteSize(datatype), shape, dimensions))
     return TRITONSERVER_ErrorNew(INVALID_ARG, "invalid_tensor: the shape has more numbers than the largest batch");
   AddInput *add_input = (AddInput *)dlsym(RTLD_NEXT, "TRITONSERVER_InferenceRequestAddInput");

@@ -1,4 +1,4 @@
-/* A request with a long text as its id or in its parameters is refused.
+/* A request with a long text as its id or in its parameters, or with many of them, is refused.
 
    These go through shared memory with each image, and are no part of what a batch may have (`batch_strategy.c`): a few
    of a hundred megabytes hold up a lane until the service takes it for dead, and others lose their answers. Loaded
@@ -16,10 +16,10 @@ typedef struct TRITONSERVER_Error TRITONSERVER_Error;
 typedef TRITONSERVER_Error *New(void **request, void *server, const char *model, int64_t version);
 typedef TRITONSERVER_Error *SetId(void *request, const char *id);
 
-enum { INVALID_ARG = 3, MOST = 1 << 20 };
+enum { INVALID_ARG = 3, EACH = 1 << 10, MOST = 1 << 20 };
 
 void begin_input(int datatype);
-void begin_outputs(void);
+void begin_tensors(void);
 
 /* Weak, as the stubs, which are loaded with this library, too, have no Triton. */
 __attribute__((weak)) TRITONSERVER_Error *TRITONSERVER_ErrorNew(int code, const char *message);
@@ -27,15 +27,16 @@ __attribute__((weak)) TRITONSERVER_Error *TRITONSERVER_ErrorNew(int code, const 
 static _Thread_local size_t size; /* of the texts of the request that this thread makes */
 
 static TRITONSERVER_Error *count(const char *text, const char *more) {
-  size += strlen(text) + strlen(more);
+  size += EACH + strlen(text) + strlen(more);
   if (size <= MOST) return NULL;
-  return TRITONSERVER_ErrorNew(INVALID_ARG, "invalid_parameter: the request's id and parameters have over 1 MiB of text");
+  return TRITONSERVER_ErrorNew(
+      INVALID_ARG, "invalid_parameter: there are a thousand parameters, or over 1 MiB of text in them and the id");
 }
 
 TRITONSERVER_Error *TRITONSERVER_InferenceRequestNew(void **request, void *server, const char *model, int64_t version) {
   size = 0;
   begin_input(0);
-  begin_outputs();
+  begin_tensors();
   return ((New *)dlsym(RTLD_NEXT, "TRITONSERVER_InferenceRequestNew"))(request, server, model, version);
 }
 
