@@ -67,6 +67,13 @@ _CHANGES = (
     # `ModelInferHandler::InferResponseComplete` a jump is taken always (`je` becomes `nop; jmp`): to where the call
     # has not ended, and is released by the other one alone. gRPC drops such an answer itself.
     (bytes.fromhex("4180bd6001000000 0f84bb020000 498b7d10"), bytes.fromhex("4180bd6001000000 90e9bb020000 498b7d10")),
+    # Where it is over when its answer has been sent already, as that of a refused request, nobody releases it: with the
+    # images in its message it stays for good. So in `Context::HandleCancellation` not only calls whose end was passed
+    # on (their step is 8 or 9) are released, but also finished ones (2): of a mask the bit of the step is tested.
+    (
+        bytes.fromhex("488d0d932cbc00 8b4020 8b4904 8d50f8 83fa01 0f8657010000 85c9 7525"),
+        bytes.fromhex("488d0d932cbc00 8b4020 b904030000 0fa3c1 0f8258010000 9090909090"),
+    ),
 )
 
 

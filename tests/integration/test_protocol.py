@@ -31,7 +31,7 @@ from service.settings import load_settings
 from tests.images import sample
 from tests.integration.clients import RAW_HEADERS, embed_raw, post_raw, read_raw_answer
 from tests.integration.reference import photographs
-from tests.integration.service_process import ServiceProcess
+from tests.integration.service_process import ServiceProcess, wait_for
 
 INFER = "/v2/models/embed_image/infer"
 SIGLIP = "/v2/models/siglip/infer"
@@ -526,6 +526,18 @@ def test_a_grpc_stream_goes_on_after_each_bad_request(channel: grpc.Channel) -> 
     requests = [each for pair in zip(bad, [grpc_request()] * len(bad), strict=True) for each in pair]
     answers = list(stub.ModelStreamInfer(iter(requests), timeout=60))
     assert sorted(bool(answer.error_message) for answer in answers) == [False] * 4 + [True] * 4
+
+
+def test_calls_that_are_over_when_they_are_refused_are_forgotten(unharmed: ServiceProcess) -> None:
+    """Many of them would keep their messages, of 1 MiB each."""
+    tritonserver = unharmed.part("bin/tritonserver")
+    before, message = tritonserver.memory_info().rss, grpc_request(name="X", raw=(bytes(2**20),)).SerializeToString()
+    with grpc.insecure_channel(f"127.0.0.1:{unharmed.grpc_port}") as channel, ThreadPoolExecutor(8) as threads:
+        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        seconds = [(number % 20 + 1) / 1000 for number in range(1000)]
+        outcomes = set(threads.map(lambda timeout: call.future(message, timeout).code().name, seconds))
+    assert outcomes <= {"DEADLINE_EXCEEDED", "INVALID_ARGUMENT"}
+    wait_for(lambda: tritonserver.memory_info().rss - before < 50 * 2**20, seconds=60)
 
 
 @pytest.mark.skipif(PRELOAD is None, reason="setup has found no C compiler")
