@@ -37,8 +37,8 @@ FREEZE_SECONDS = 3.5
 SHORT_FREEZE_SECONDS = 1.5
 # After a freeze, until tritonserver has found its stubs dead and another one is there, if it does.
 RESTART_SECONDS = 5
-# Of each client: without one they keep all cores busy, and of a service that is not there they ask all the time.
-PAUSE_SECONDS = 0.02
+# Of each client: without one they keep all cores busy.
+PAUSE_SECONDS = 0.05
 MOST_RESTARTS = 5
 LEAST_SENT = 50
 

@@ -49,14 +49,19 @@ def test_a_signal_under_load_drops_nothing_gives_a_grace_and_leaves_nothing(
         signalled_at = time.monotonic()
         # A terminal's Ctrl-C reaches the whole process group.
         os.killpg(running.process.pid, number)
-        not_ready_at, gone_at = None, None
-        while gone_at is None:
+        not_ready_at: float | None = None
+
+        def is_gone() -> bool:
+            nonlocal not_ready_at
             try:
                 ready = requests.get(f"{running.url}/v2/health/ready", timeout=30).status_code == 200
-                assert not (ready and not_ready_at), "it looked ready again while it ended"
-                not_ready_at = not_ready_at or (None if ready else time.monotonic())
             except requests.ConnectionError:
-                gone_at = time.monotonic()
+                return True
+            assert not (ready and not_ready_at), "it looked ready again while it ended"
+            not_ready_at = not_ready_at or (None if ready else time.monotonic())
+            return False
+
+        wait_for(is_gone)
         assert not_ready_at is not None
         assert running.process.wait(STOP_SECONDS) == 0, running.output()
         assert os.listdir(running.temporary) == []
