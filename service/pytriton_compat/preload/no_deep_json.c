@@ -2,9 +2,9 @@
 
    Its parser, rapidjson, calls itself for each level, and a million of them need more than any stack, which ends
    tritonserver; of a value it makes 16 bytes and more, where its text may have two. A member is found by a look at all
-   before it: 40,000 parameters, in 400 KB, take ten seconds, in which nobody else on that thread is answered. With the first value of a text it
-   asks for memory by this function, loaded before glibc's (LD_PRELOAD). That is when the text is looked through, to
-   which the parser keeps pointers on the stack, a few frames above. */
+   before it: 40,000 parameters, in 400 KB, take ten seconds, in which nobody else on that thread is answered. With the
+   first value of a text it asks for memory by this function, loaded before glibc's (LD_PRELOAD). That is when the text
+   is looked through, to which the parser keeps pointers on the stack, a few frames above. */
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -19,7 +19,8 @@ void *__libc_realloc(void *memory, size_t size);
 _Thread_local bool json_is_excessive;
 
 /* It is 144 bytes above; so much of a stack can always be read, as the thread's own variables come behind it. */
-enum { MOST_DEPTH = 1000, MOST_MEMBERS = 4096, NUMBER_BYTES = 4, MOST_OTHERS = 1 << 16, FIRST_BYTES = 1024, NEAR = 512, PAGE = 4096 };
+enum { FIRST_BYTES = 1024, NEAR = 512, PAGE = 4096 };
+enum { MOST_DEPTH = 1000, MOST_MEMBERS = 4096, MOST_OTHERS = 1 << 16, NUMBER_BYTES = 4 };
 
 /* rapidjson::MemoryStream */
 struct text {
