@@ -4,6 +4,7 @@ What it allows a device and how often it sends a canary does not depend on how b
 it an image takes so long as IMAGE_SECONDS says.
 """
 
+import contextlib
 import os
 import sys
 import threading
@@ -47,7 +48,9 @@ decode = Decoder.decode
 
 
 def _sabotage() -> str:
-    return SABOTAGE.read_text() if SABOTAGE.exists() else ""
+    with contextlib.suppress(FileNotFoundError):
+        return SABOTAGE.read_text()
+    return ""
 
 
 def sabotaged_bind(self: SupervisedTriton, model: str, *args: Any, **kwargs: Any) -> None:

@@ -233,7 +233,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Future[End]]:
 @pytest.mark.timeout(600)
 def test_a_drain_tells_what_is_left(ends: dict[str, Future[End]]) -> None:
     end = ends["nothing is lost"].result()
-    assert (end.exit_code, end.statuses, end.lost) == (0, {200}, 0)
+    assert (end.exit_code, end.statuses, end.lost) == (0, {200}, 0), end.output
     told = re.findall(r"INFO .*draining: 1 requests in the works, (\d+) waiting for a batch", end.output)
     assert len(told) >= 2 and {int(waiting) for waiting in told} == {WAITING}
 
