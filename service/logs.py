@@ -38,8 +38,7 @@ def configure_logging(level: str, log_format: str) -> None:
     logging.basicConfig(handlers=[build_handler(sys.stderr, level, log_format)])
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
-    threading.excepthook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
-    sys.unraisablehook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+    threading.excepthook = sys.unraisablehook = _log_unraised
     for ours in ("service", "tritonserver"):
         logging.getLogger(ours).setLevel(level.upper())
     # It would warn of each model's configuration that is written twice.
@@ -185,3 +184,8 @@ def _log_uncaught(kind: type[BaseException], error: BaseException | None, trace:
     """Instead of the interpreter's own traceback."""
     if not issubclass(kind, SystemExit | KeyboardInterrupt):
         logger.critical("an exception was not caught", exc_info=(kind, error or kind(), trace))
+
+
+def _log_unraised(args: "threading.ExceptHookArgs | sys.UnraisableHookArgs") -> None:
+    """Of a thread, or of where Python can raise nothing, as in a destructor."""
+    _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)

@@ -29,8 +29,6 @@ _SHARE_FILLING = 1 / 4
 # model gets more: with a batch of one or two there would be nothing to see.
 _ROOM_SECONDS = 0.5
 _LANES = 2
-# A shared machine may be half as fast again at one moment, and the bounds are for a whole run.
-_TRIES = 5
 _LEAST_BATCH, _LARGEST_BATCH = 4, 60
 # Twice what it takes to work off a full room.
 _TIMES_ROOM = 2
@@ -49,8 +47,8 @@ def overload(bench: Bench) -> Findings:
     """base-224 on a CPU, so400m-384 on CUDA: slow enough for a generator on the same machine to flood it."""
     checkpoint = SO400M if bench.device.type == "cuda" else BASE
     with bench.service(*checkpoint.arguments) as default:
-        tries = 1 if bench.quick else _TRIES
-        bounds = _Bounds.for_rate(statistics.median(_usual(bench, default) for _ in range(tries)))
+        # A shared machine may be half as fast again at one moment, and the bounds are for a whole run.
+        bounds = _Bounds.for_rate(statistics.median(_usual(bench, default) for _ in range(bench.rounds)))
         with bench.service(*checkpoint.arguments, *bounds.arguments) as bounded:
             rounds = bench.alternate("overload", {"": partial(_round, bench, default, bounded)})[""]
     seen = {name: [of_round[name] for of_round in rounds] for name in rounds[0]}

@@ -212,7 +212,7 @@ class VisionTower:
 
     def _attend(self, tokens: torch.Tensor, layer: _Layer) -> torch.Tensor:
         """Norm and self-attention, with the residual; tokens `[N, T, D]` both ways."""
-        query, key, value = self._split(layer.query_key_value(self._norm(tokens, layer.norm)), 3)
+        query, key, value = self._split(layer.query_key_value(self._norm(tokens, layer.norm)))
         attended = functional.scaled_dot_product_attention(query, key, value, self._mask)
         return layer.out.plus(tokens, attended.transpose(1, 2).reshape(tokens.shape))
 
@@ -226,10 +226,10 @@ class VisionTower:
         values = torch.baddbmm(self._value.bias, pooled, self._value.weight)
         return values.transpose(0, 1).reshape(len(tokens), self._width).to(tokens.dtype)
 
-    def _split(self, projected: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
-        """`[N, T, parts * D]` -> that many `[N, heads, T, D / heads]`."""
+    def _split(self, projected: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Query, key and value: `[N, T, 3 * D]` -> three times `[N, heads, T, D / heads]`."""
         images, tokens, _ = projected.shape
-        return projected.view(images, tokens, parts, self._heads, -1).permute(2, 0, 3, 1, 4).unbind()
+        return projected.view(images, tokens, 3, self._heads, -1).permute(2, 0, 3, 1, 4).unbind()
 
     def _transform(self, tokens: torch.Tensor, mlp: _Mlp) -> torch.Tensor:
         """Norm and multi-layer perceptron, with the residual; any shape `[..., D]` both ways."""
